@@ -21,6 +21,7 @@ from vkq_apps.terminal.arguments import (
     PRESETS,
     ImageOption,
     JsonOption,
+    MaxNewTokensOption,
     MeshOption,
     ModelOption,
     NumFramesOption,
@@ -39,7 +40,6 @@ from vkq_apps.terminal.arguments import (
 from vkq_apps.terminal.codes_option import FORMS, parse_codes
 from vkq_apps.terminal.compiling import compiling_for
 from vkq_apps.terminal.console import log, out, print_json, stage
-from vkq_apps.terminal.counts import check_count
 from vkq_apps.terminal.draws import (
     SeedOption,
     TemperatureOption,
@@ -90,15 +90,7 @@ def generate(
             help=f"{PRESETS} {FORMS} By default that of --score-map, else {DEFAULT_PRESET}.",
         ),
     ] = None,
-    max_new_tokens: Annotated[
-        int,
-        typer.Option(
-            min=1,
-            metavar="N",
-            callback=check_count,
-            help="Most tokens of the answer.",
-        ),
-    ] = 64,
+    max_new_tokens: MaxNewTokensOption = 64,
     temperature: TemperatureOption = None,
     top_k: TopKOption = None,
     top_p: TopPOption = None,

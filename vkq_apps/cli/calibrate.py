@@ -24,6 +24,7 @@ from vkq_apps.recipe import check_recipe
 from vkq_apps.terminal.arguments import (
     ImplementationOption,
     JsonOption,
+    MaxNewTokensOption,
     MeshOption,
     ModelOption,
     NumFramesOption,
@@ -36,7 +37,7 @@ from vkq_apps.terminal.hosts import check_mesh_of, on_all_hosts
 from vkq_apps.terminal.implementation import implementation_of, layers_apart_with
 from vkq_apps.terminal.lists import entries_of
 from vkq_apps.terminal.progress import progress, resumable
-from vkq_apps.terminal.sample_prompts import AnswerTokensOption, BatchSizeOption, batches_of
+from vkq_apps.terminal.sample_prompts import BatchSizeOption, batches_of
 from vkq_jax.files.atomic_write import reserved
 from vkq_jax.sharding.hosts import spans_hosts
 
@@ -81,7 +82,7 @@ def calibrate(
         ),
     ] = 128,
     num_frames: NumFramesOption = None,
-    max_new_tokens: AnswerTokensOption = 24,
+    max_new_tokens: MaxNewTokensOption = 24,
     batch_size: BatchSizeOption = 16,
     seed: Annotated[
         int,

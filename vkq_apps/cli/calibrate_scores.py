@@ -15,6 +15,7 @@ from models import Inputs, Model
 from vkq_apps.files.outputs import check_stored_place
 from vkq_apps.terminal.arguments import (
     JsonOption,
+    MaxNewTokensOption,
     ModelOption,
     NumFramesOption,
     QuantizeAtOption,
@@ -29,12 +30,7 @@ from vkq_apps.terminal.codes_option import parse_codes
 from vkq_apps.terminal.console import log, out, print_json
 from vkq_apps.terminal.progress import progress
 from vkq_apps.terminal.room import check_room
-from vkq_apps.terminal.sample_prompts import (
-    AnswerTokensOption,
-    BatchSizeOption,
-    TablesOutOption,
-    batches_of,
-)
+from vkq_apps.terminal.sample_prompts import BatchSizeOption, batches_of
 from vkq_jax.settings.layer_settings import AnyQuant
 
 __all__ = ["calibrate_scores"]
@@ -46,7 +42,9 @@ def calibrate_scores(
         list[str],
         typer.Option(metavar="TEXT", help="Sample question, or prompt; repeat for several."),
     ],
-    out_file: TablesOutOption,
+    out_file: Annotated[
+        Path, typer.Option("--out", metavar="FILE", help="safetensors file to write.")
+    ],
     image: Annotated[
         list[Path] | None, typer.Option(metavar="FILE", help="Sample picture; repeat for several.")
     ] = None,
@@ -55,7 +53,7 @@ def calibrate_scores(
     num_frames: NumFramesOption = None,
     quant: QuantOption = "calibquant-1bit",
     quantize_at: QuantizeAtOption = "prompt",
-    max_new_tokens: AnswerTokensOption = 16,
+    max_new_tokens: MaxNewTokensOption = 16,
     batch_size: BatchSizeOption = 8,
     json: JsonOption = False,
 ) -> None:

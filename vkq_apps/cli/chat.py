@@ -16,6 +16,7 @@ from models.inputs.images import read_picture
 from vkq_apps.conversation import CacheSize, Conversation
 from vkq_apps.terminal.arguments import (
     JsonOption,
+    MaxNewTokensOption,
     ModelOption,
     NumFramesOption,
     QuantizeAtOption,
@@ -32,7 +33,6 @@ from vkq_apps.terminal.arguments import (
 from vkq_apps.terminal.codes_option import parse_codes
 from vkq_apps.terminal.compiling import compiling_for
 from vkq_apps.terminal.console import log, print_json, stage
-from vkq_apps.terminal.counts import check_count
 from vkq_apps.terminal.draws import (
     SeedOption,
     TemperatureOption,
@@ -65,15 +65,7 @@ def chat(
     video_fps: VideoFpsOption = None,
     num_frames: NumFramesOption = None,
     quant: QuantOption = "vkq-1bit",
-    max_new_tokens: Annotated[
-        int,
-        typer.Option(
-            min=1,
-            metavar="N",
-            callback=check_count,
-            help="Most tokens of each answer.",
-        ),
-    ] = 128,
+    max_new_tokens: MaxNewTokensOption = 128,
     temperature: TemperatureOption = None,
     top_k: TopKOption = None,
     top_p: TopPOption = None,

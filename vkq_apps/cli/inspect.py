@@ -34,6 +34,7 @@ from vkq_apps.inspection.summary import raw_arrays, summarize
 from vkq_apps.terminal.arguments import (
     ImageOption,
     JsonOption,
+    MaxNewTokensOption,
     ModelOption,
     NumFramesOption,
     PromptOption,
@@ -47,7 +48,6 @@ from vkq_apps.terminal.arguments import (
 from vkq_apps.terminal.codes_option import parse_codes
 from vkq_apps.terminal.compiling import compiling_for
 from vkq_apps.terminal.console import log, out, print_json, stage
-from vkq_apps.terminal.counts import check_count
 from vkq_jax.byte_units import human_bytes
 
 __all__ = ["inspect"]
@@ -68,15 +68,7 @@ def inspect(
     video_fps: VideoFpsOption = None,
     num_frames: NumFramesOption = None,
     quant: QuantOption = "vkq-1bit",
-    max_new_tokens: Annotated[
-        int,
-        typer.Option(
-            min=1,
-            metavar="N",
-            callback=check_count,
-            help="Most tokens of each answer.",
-        ),
-    ] = 32,
+    max_new_tokens: MaxNewTokensOption = 32,
     json: JsonOption = False,
 ) -> None:
     """Plots channel ranges, errors, attention before and after coding, and bits of each token.

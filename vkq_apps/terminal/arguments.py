@@ -34,6 +34,7 @@ __all__ = [
     "ImageOption",
     "ImplementationOption",
     "JsonOption",
+    "MaxNewTokensOption",
     "MeshOption",
     "ModelOption",
     "NumFramesOption",
@@ -94,6 +95,10 @@ NumFramesOption = Annotated[
 PromptOption = Annotated[
     str,
     typer.Option(metavar="TEXT", help="Question, or a whole prompt with <image> or <video> in it."),
+]
+MaxNewTokensOption = Annotated[
+    int,
+    typer.Option(min=1, metavar="N", callback=check_count, help="Most tokens of each answer."),
 ]
 JsonOption = Annotated[bool, typer.Option("--json", help="One JSON object on stdout.")]
 MeshOption = Annotated[

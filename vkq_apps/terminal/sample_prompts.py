@@ -2,7 +2,6 @@
 
 import itertools
 from collections.abc import Iterator, Sequence
-from pathlib import Path
 from typing import Annotated, Any
 
 import typer
@@ -12,18 +11,8 @@ from models import Clip, Inputs, Model
 from vkq_apps.terminal.arguments import whole_prompt
 from vkq_apps.terminal.counts import check_count
 
-__all__ = ["AnswerTokensOption", "BatchSizeOption", "TablesOutOption", "batches_of"]
+__all__ = ["BatchSizeOption", "batches_of"]
 
-AnswerTokensOption = Annotated[
-    int,
-    typer.Option(
-        "--max-new-tokens",
-        min=1,
-        metavar="N",
-        callback=check_count,
-        help="Most tokens of each answer.",
-    ),
-]
 BatchSizeOption = Annotated[
     int,
     typer.Option(
@@ -33,10 +22,6 @@ BatchSizeOption = Annotated[
         callback=check_count,
         help="Prompts answered at once.",
     ),
-]
-TablesOutOption = Annotated[
-    Path,
-    typer.Option("--out", metavar="FILE", help="safetensors file to write."),
 ]
 
 
