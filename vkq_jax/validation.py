@@ -30,6 +30,7 @@ __all__ = [
     "check_alive",
     "check_dtype",
     "check_fields",
+    "check_hashable",
     "check_readable",
     "check_size",
     "check_tree",
@@ -95,6 +96,17 @@ def check_type(name: str, value: Any, expected: type | tuple[type, ...], *, hint
         kinds = " or ".join(dict.fromkeys(each.__name__ for each in classes))
         raise ValueError(f"{name}: expected {kinds}{hint and f' ({hint})'}, got {show(value)}")
     check_alive(name, value)
+
+
+def check_hashable(name: str, settings: Any) -> None:
+    """Raises ValueError for settings that cannot be hashed, as those of a compiled program are."""
+    try:
+        hash(settings)
+    except TypeError as error:
+        raise ValueError(
+            f"{name} must be hashable, a @dataclass(frozen=True) of plain values and tuples, got "
+            f"{show(settings)}"
+        ) from error
 
 
 def is_traced(tree: Any) -> bool:

@@ -13,7 +13,7 @@ from vkq_jax.codes.dictionary_tensor import DictionaryTensor
 from vkq_jax.codes.quantized import QuantizedTensor, Quantizer
 from vkq_jax.messages import show
 from vkq_jax.structure import check_structure
-from vkq_jax.validation import as_array
+from vkq_jax.validation import as_array, check_hashable
 
 __all__ = ["check_valid", "dequantize", "fake_quantize", "quantize"]
 
@@ -39,15 +39,17 @@ def quantize(
             Other codes take none.
 
     Raises:
-        ValueError: config is no `Quantizer`; tables are missing, do not fit, are those of other
-            codes or no `SideTables`; x is not floating, has less than two axes or no channels;
-            valid is not boolean or does not broadcast to x.shape[:-1].
+        ValueError: config is no `Quantizer`, not hashable, or makes no codes; tables are missing,
+            do not fit, are those of other codes or no `SideTables`; x is not floating, has less
+            than two axes or no channels; valid is not boolean or does not broadcast to
+            x.shape[:-1].
     """
     if not isinstance(config, Quantizer):
         raise ValueError(
             "config must be the settings of one code family, such as LevelCodes(bits=1) or "
             f'presets["vkq-1bit"].key (or .value), got {show(config)}'
         )
+    check_hashable("config", config)
     x = as_array("x", x)
     if x.ndim < 2 or not x.shape[-1] or not jnp.issubdtype(x.dtype, jnp.floating):
         raise ValueError(
@@ -69,7 +71,11 @@ def _quantize(
 ) -> QuantizedTensor:
     if isinstance(config, DictionaryCodes):
         return config.quantize(x, valid, tables)
-    return config.quantize(x, valid)
+    coded = config.quantize(x, valid)
+    if not isinstance(coded, QuantizedTensor):
+        method = f"{type(config).__name__}.quantize"
+        raise ValueError(f"{method} must return codes, such as AffineTensor, got {show(coded)}")
+    return coded
 
 
 def dequantize(q: QuantizedTensor, tables: SideTables | None = None) -> Float[Array, "*lead V H"]:

@@ -8,7 +8,7 @@ from vkq_jax.codes.dense import Dense
 from vkq_jax.codes.dictionary_codes import DictionaryCodes
 from vkq_jax.codes.quantized import Quantizer
 from vkq_jax.messages import show
-from vkq_jax.validation import check_fields
+from vkq_jax.validation import check_fields, check_hashable
 
 __all__ = ["KVQuantConfig", "ScoreCalibration"]
 
@@ -85,10 +85,8 @@ class KVQuantConfig:
                 "dictionary codes of keys and of values must have one order and classes of the "
                 f"same shares, got {orders[0]} and {orders[1]}"
             )
-        try:
-            hash(self)
-        except TypeError as error:
-            raise ValueError(f"settings must be hashable, got {show(self)}") from error
+        for name in ("key", "value"):
+            check_hashable(name, getattr(self, name))
 
     def with_codes(self, **settings: Any) -> "KVQuantConfig":
         """The same, with other settings of the codes of both sides."""

@@ -1,5 +1,6 @@
 """Properties of every code family."""
 
+import dataclasses
 import inspect
 
 import jax
@@ -8,8 +9,10 @@ import numpy as np
 import pytest
 
 from vkq_jax import (
+    KVQuantConfig,
     LevelCodes,
     Quantile,
+    Quantizer,
     SideTables,
     SignCodes,
     dequantize,
@@ -183,6 +186,24 @@ def test_a_tensor_of_pytorch_that_numpy_cannot_read_says_how_to_make_one():
     message = r"x: expected .*got torch.bfloat16 \[2, 4\]; write x.detach\(\).cpu\(\).float\(\)"
     with pytest.raises(ValueError, match=message):
         inspect.unwrap(quantize)(Tensor(), LevelCodes())
+
+
+def test_quantizers_of_ones_own_that_cannot_work_are_named():
+    class Bare(Quantizer):
+        def quantize(self, x, valid):
+            return x
+
+    @dataclasses.dataclass
+    class Mutable(Bare):
+        bits: int = 1
+
+    x = jnp.ones((2, 4))
+    with pytest.raises(ValueError, match=r"config must be hashable, a @dataclass\(frozen=True\)"):
+        quantize(x, Mutable())
+    with pytest.raises(ValueError, match="value must be hashable"):
+        KVQuantConfig(key=LevelCodes(), value=Mutable())
+    with pytest.raises(ValueError, match=r"Bare.quantize must return codes, .* got float32 \[2, 4"):
+        quantize(x, Bare())
 
 
 def test_tables_that_no_code_would_read_are_refused():
