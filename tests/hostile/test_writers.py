@@ -58,6 +58,21 @@ def test_a_reserved_place_is_one_processs_own(tmp_path):
     assert list(path.parent.iterdir()) == [path]
 
 
+@pytest.mark.parametrize("kind", ["link to nowhere", "link", "file"])
+def test_what_is_no_folder_reserves_nothing(tmp_path, one_clear_error, kind):
+    path = tmp_path / "file"
+    with reserved(path):
+        (held,) = tmp_path.iterdir()
+    if kind == "file":
+        held.touch()
+    else:
+        held.symlink_to(tmp_path if kind == "link" else "nowhere")
+    with pytest.raises(ValueError, match="cannot be reserved: ") as caught, reserved(path):
+        pass
+    one_clear_error(caught.value)
+    assert list(tmp_path.iterdir()) == [held]
+
+
 @pytest.mark.parametrize("again", [False, True])
 def test_a_reservation_that_ends_while_another_begins_is_no_ones_twice(
     tmp_path, monkeypatch, again

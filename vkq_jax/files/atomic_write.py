@@ -128,7 +128,8 @@ def reserved(path: str | os.PathLike[str]) -> Iterator[None]:
     """Keeps other processes from work towards the same file until the block ends.
 
     Raises:
-        ValueError: another process has reserved it, or as `check_writable` does.
+        ValueError: another process has reserved it, something other than a folder has the name of
+            the folder that reserves it, or as `check_writable` does.
     """
     target = check_writable(path)
     target.parent.mkdir(parents=True, exist_ok=True)
@@ -146,8 +147,12 @@ def reserved(path: str | os.PathLike[str]) -> Iterator[None]:
                     f"{show_path(path)} is being written by another process: wait for its end, or "
                     "give another file"
                 ) from error
-            except OSError:
-                pass  # a file system without locks
+            except OSError as error:  # a file system without locks, unless no folder is there
+                if os.path.lexists(folder) and (folder.is_symlink() or not folder.is_dir()):
+                    raise ValueError(
+                        f"{show_path(path)} cannot be reserved: expected a folder or nothing as "
+                        f"{show_path(folder)}, got a file or a link: delete it"
+                    ) from error
             break
         stack.callback(shutil.rmtree, folder, ignore_errors=True)
         yield
