@@ -25,7 +25,8 @@ def with_special_tokens(
         content: the object in config.json.
 
     Warns:
-        UserWarning: a generation_config.json without eos_token_id.
+        UserWarning: a generation_config.json without eos_token_id, or stop tokens beyond the
+            vocabulary.
 
     Raises:
         ValueError: ids of a wrong type or outside their range.
@@ -48,6 +49,13 @@ def with_special_tokens(
                 stacklevel=4,
             )
         stops = own or stops
+    vocabulary = config.text.vocab_size
+    if never := [token for token in stops if token >= vocabulary]:
+        warnings.warn(
+            f"{show_path(folder)}: eos_token_id {show(never)} lies beyond the vocabulary of "
+            f"{vocabulary} tokens and ends no answer",
+            stacklevel=4,
+        )
     found = next((token_ids(each) for each in padding if each is not None), ())
     return dataclasses.replace(config, eos_token_ids=stops, pad_token_ids=found)
 

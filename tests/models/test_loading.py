@@ -264,6 +264,13 @@ def test_stop_tokens_that_generation_settings_lack_are_those_of_the_configuratio
         assert models.read_config(tmp_path).eos_token_ids == expected
 
 
+def test_stop_tokens_beyond_the_vocabulary_are_named(tmp_path):
+    write_checkpoint(tmp_path, random_weights())
+    (tmp_path / "generation_config.json").write_text(json.dumps({"eos_token_id": [7, 10**6]}))
+    with pytest.warns(UserWarning, match=r"eos_token_id \[1000000\] lies beyond the vocabulary of"):
+        assert models.read_config(tmp_path).eos_token_ids == (7, 10**6)
+
+
 @pytest.mark.parametrize(
     ("generation", "outer", "inner", "expected"),
     [
