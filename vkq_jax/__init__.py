@@ -24,7 +24,7 @@ last row.
 `cross_pass` |
 | `sharding` | devices and hosts | `specs` | `bank_parts`, `hosts` |
 | `files` | caches and tables in files | `persistence` | `stored_form`, `consistency`, \
-`sliced_arrays`, `atomic_write` |
+`sliced_arrays`, `atomic_write`, `regular_file` |
 | | for all of them | `array_types`, `pytree` | `arguments`, `validation`, `structure`, \
 `annotations`, `messages`, `display`, `byte_units`, `slots` |
 """

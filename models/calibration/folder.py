@@ -13,7 +13,6 @@ from typing import Any
 
 import jax
 import numpy as np
-from safetensors import safe_open
 from safetensors.numpy import save_file
 
 from models.attached_tables import ModelTables
@@ -21,6 +20,7 @@ from models.calibration.samples import CodeSamples
 from models.checkpoints.foreign_errors import named
 from vkq_jax.files.atomic_write import atomic_write
 from vkq_jax.files.persistence import load_tables, save_tables
+from vkq_jax.files.regular_file import open_safetensors
 from vkq_jax.messages import show, show_path
 from vkq_jax.settings.calibrated import CalibratedCodes, CalibratedPreset
 from vkq_jax.settings.config import KVQuantConfig
@@ -69,7 +69,7 @@ class CalibrationFolder:
         """The samples of one batch, on the host: those that are kept, or else new ones."""
         file = self._file(f"samples-{digest}.safetensors")
         if file is not None and file.is_file():
-            with _damaged(file), safe_open(file, framework="np") as stored:
+            with _damaged(file), open_safetensors(file) as stored:
                 arrays = {name: stored.get_tensor(name) for name in stored.keys()}  # noqa: SIM118
                 names = [field.name for field in dataclasses.fields(CodeSamples)]
                 found = tuple(

@@ -14,10 +14,11 @@ from typing import Any
 
 import ml_dtypes
 import numpy as np
-from safetensors import SafetensorError, safe_open
+from safetensors import SafetensorError
 
 from models.checkpoints.foreign import unsupported_files_reason
 from models.checkpoints.hf_settings import Settings, errors_of, read_json
+from vkq_jax.files.regular_file import open_regular, open_safetensors
 from vkq_jax.messages import show, show_name, show_path, some
 from vkq_jax.validation import check_readable
 
@@ -93,7 +94,7 @@ class Checkpoint:
         check_readable(file)
         try:
             state = _state(file)  # before the library looks: whatever comes later is noticed
-            with safe_open(file, framework="numpy"):
+            with open_safetensors(file):
                 self._mapped[file] = mapped = _MappedFile(file, state)
         except (SafetensorError, ValueError, OSError) as error:
             raise ValueError(_broken(file, error)) from error
@@ -115,7 +116,7 @@ class _MappedFile:
 
     def __init__(self, file: Path, state: tuple[int, ...]):
         self._file, self._state = file, state
-        with file.open("rb") as stream:
+        with open_regular(file) as stream:
             length = int.from_bytes(stream.read(8), "little")
             header = json.loads(stream.read(length))
             self._map = mmap.mmap(stream.fileno(), 0, access=mmap.ACCESS_READ)
@@ -188,7 +189,7 @@ def _leaves_folder(shard: str) -> bool:
 
 def _broken(file: Path, error: Exception) -> str:
     """The reason why a file is no safetensors file."""
-    with contextlib.suppress(OSError), file.open("rb") as stream:
+    with contextlib.suppress(OSError, ValueError), open_regular(file) as stream:
         if stream.read(64).startswith(b"version https://git-lfs"):
             return f"{show_path(file)} is only a pointer to the weights: run `git lfs pull`"
     if isinstance(error, OSError) and error.strerror:

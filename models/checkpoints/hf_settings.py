@@ -30,6 +30,7 @@ from types import NoneType, UnionType
 from typing import Annotated, Any, ClassVar, Literal, Self, Union, get_args, get_origin
 from typing import get_type_hints as type_hints
 
+from vkq_jax.files.regular_file import open_regular
 from vkq_jax.messages import show, show_path
 
 __all__ = [
@@ -140,9 +141,10 @@ def read_json(file: Path) -> dict[str, Any]:
     if not os.path.isfile(file):  # pathlib's raises for some impossible names
         raise FileNotFoundError(f"{show_path(file)} is missing")
     try:
-        if (size := file.stat().st_size) > _LARGEST_FILE:
-            raise ValueError(f"it has {size} bytes, more than {_LARGEST_FILE}")
-        text = file.read_text(encoding="utf-8-sig")
+        with open_regular(file) as stream:
+            if (size := os.fstat(stream.fileno()).st_size) > _LARGEST_FILE:
+                raise ValueError(f"it has {size} bytes, more than {_LARGEST_FILE}")
+            text = stream.read().decode("utf-8-sig")
         content = json.loads(text, object_pairs_hook=named_once)
     except OSError as error:
         raise ValueError(f"{show_path(file)} cannot be read: {error.strerror}") from error

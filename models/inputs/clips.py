@@ -13,7 +13,7 @@ import numpy as np
 from PIL import Image
 
 from models.checkpoints.foreign_errors import named
-from models.inputs.images import Picture, missing_file, read_picture
+from models.inputs.images import Picture, missing_file, open_picture, read_picture
 from models.inputs.rgb import to_rgb
 from models.inputs.video_files import VIDEO_SUFFIXES, open_video
 from vkq_jax.messages import show, show_path
@@ -272,7 +272,7 @@ def is_clip_file(path: str | os.PathLike[str]) -> bool:
 
 def _is_animated_file(path: str | os.PathLike[str]) -> bool:
     try:
-        with Image.open(path) as image:
+        with open_picture(path) as image:
             return _is_animated(image)
     # Pillow raises exceptions of many types; `read_picture` says what is wrong.
     except Exception:
@@ -294,7 +294,7 @@ def _from_file(path: Path) -> _Source:
     if path.suffix.lower() in VIDEO_SUFFIXES:
         file = open_video(path)
         return _Source(len(file.times), file.fps, file.read)
-    with named(f"cannot read video {show_path(path)}"), Image.open(path) as image:
+    with named(f"cannot read video {show_path(path)}"), open_picture(path) as image:
         total = getattr(image, "n_frames", 1)
         if total * image.width * image.height > _MOST_PIXELS:
             raise ValueError(
@@ -310,7 +310,7 @@ def _from_file(path: Path) -> _Source:
     fps = 1000 * total / milliseconds if milliseconds > 0 else None
 
     def read(indices: Sequence[int]) -> Iterator[Image.Image]:
-        with named(f"cannot read video {show_path(path)}"), Image.open(path) as image:
+        with named(f"cannot read video {show_path(path)}"), open_picture(path) as image:
             for index in indices:
                 image.seek(index)
                 yield to_rgb(image)

@@ -1,7 +1,8 @@
 """Pictures from wherever they come: files, PIL images, arrays of NumPy or JAX."""
 
+import contextlib
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import jax
@@ -10,10 +11,11 @@ from PIL import Image, UnidentifiedImageError
 
 from models.checkpoints.foreign_errors import named
 from models.inputs.rgb import to_rgb
+from vkq_jax.files.regular_file import open_regular
 from vkq_jax.messages import show, show_path
 from vkq_jax.validation import check_readable, check_untraced
 
-__all__ = ["Picture", "Pictures", "group_by_prompt", "missing_file", "read_picture"]
+__all__ = ["Picture", "Pictures", "group_by_prompt", "missing_file", "open_picture", "read_picture"]
 
 type Picture = str | os.PathLike[str] | Image.Image | np.ndarray | jax.Array
 """A file's path, a PIL image, or uint8 pixels [height, width] or [height, width, 1, 3 or 4]."""
@@ -72,7 +74,7 @@ def read_picture(picture: Picture) -> Image.Image:
         raise ValueError(f"image: expected a picture file, got the folder {show_path(file)}")
     if not os.path.isfile(file):
         raise missing_file("image file", file)
-    with named(f"cannot read image {show_path(file)}"), _open(file) as image:
+    with named(f"cannot read image {show_path(file)}"), open_picture(file) as image:
         return to_rgb(image)
 
 
@@ -97,13 +99,22 @@ def missing_file(kind: str, path: str | os.PathLike[str]) -> FileNotFoundError:
     return FileNotFoundError(f"{kind} {show_path(path)} does not exist{hint}")
 
 
-def _open(file: str) -> Image.Image:
-    try:
-        return Image.open(file)
-    except UnidentifiedImageError as error:
-        raise ValueError(
-            "expected PNG, JPEG, WebP or another format of Pillow, got none or a damaged one"
-        ) from error
+@contextlib.contextmanager
+def open_picture(file: str | os.PathLike[str]) -> Iterator[Image.Image]:
+    """The picture in a file, which Pillow reads as far as it is used.
+
+    Raises:
+        Exception: of any type, from Pillow, which names no file; see `foreign_errors.named`.
+    """
+    with open_regular(file) as stream:
+        try:
+            image = Image.open(stream)
+        except UnidentifiedImageError as error:
+            raise ValueError(
+                "expected PNG, JPEG, WebP or another format of Pillow, got none or a damaged one"
+            ) from error
+        with image:
+            yield image
 
 
 def _from_array(pixels: np.ndarray) -> Image.Image:

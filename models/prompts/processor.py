@@ -12,13 +12,14 @@ import numpy as np
 from jax.typing import ArrayLike
 
 from models.checkpoints.foreign_errors import named
-from models.checkpoints.hf_settings import read_json
+from models.checkpoints.hf_settings import errors_of, read_json
 from models.families.base import ModelConfig
 from models.families.registry import family_of
 from models.inputs.clip_processing import ClipProcessing
 from models.inputs.from_transformers import from_transformers
 from models.inputs.processing import Processing
 from models.model import Model
+from vkq_jax.files.regular_file import open_regular
 from vkq_jax.messages import show, show_path
 from vkq_jax.validation import check_type, check_untraced
 
@@ -227,7 +228,8 @@ def _chat_template(folder: Path, settings: dict[str, Any]) -> Any:
     """The template of the processor's files, of transformers 5 or 4; None: the tokenizer's own."""
     file = folder / "chat_template.jinja"
     if file.is_file():
-        return file.read_text(encoding="utf-8-sig")  # a byte order mark is no part of a prompt
+        with errors_of(file), open_regular(file) as stream:
+            return stream.read().decode("utf-8-sig")  # a byte order mark is no part of a prompt
     file = folder / "chat_template.json"
     if file.is_file():
         return read_json(file).get("chat_template")

@@ -191,7 +191,7 @@ def test_files_that_change_while_they_are_read(tmp_path, monkeypatch, one_clear_
         return changed
 
     place, number = {
-        "validated": ("models.checkpoints.folder.safe_open", 0),
+        "validated": ("vkq_jax.files.regular_file.safe_open", 0),
         "opened": ("models.loading.Checkpoint", 0),
         "half read": ("models.checkpoints.weights._copy_checked", 20),
     }[when]

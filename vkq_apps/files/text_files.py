@@ -2,6 +2,7 @@
 
 import io
 import os
+import stat
 import time
 from pathlib import Path
 
@@ -18,10 +19,12 @@ def read_text(path: Path) -> str:
         ValueError: it is not UTF-8 (with its line), a folder, a device, which may never end, or a
             pipe to which nobody writes.
     """
-    if path.is_char_device() or path.is_block_device():
-        raise ValueError(f"{path}: expected a text file, got a device")
     try:
-        content = _read_pipe(path) if path.is_fifo() else path.read_bytes()
+        with open(path, "rb", buffering=0, opener=_open_at_once) as file:
+            mode = os.fstat(file.fileno()).st_mode
+            if stat.S_ISCHR(mode) or stat.S_ISBLK(mode):
+                raise ValueError(f"{path}: expected a text file, got a device")
+            content = _read_pipe(path, file) if stat.S_ISFIFO(mode) else file.readall()
         return io.TextIOWrapper(io.BytesIO(content), encoding="utf-8-sig").read()
     except UnicodeDecodeError as error:
         line = error.object.count(b"\n", 0, error.start) + 1
@@ -30,13 +33,17 @@ def read_text(path: Path) -> str:
         raise ValueError(f"{path}: expected a file, got a folder") from error
 
 
-def _read_pipe(path: Path) -> bytes:
-    """All that is written to a pipe; opening one as a file waits for a writer for ever."""
+def _open_at_once(path: str, flags: int) -> int:
+    """Opens a pipe, too, without waiting for a writer."""
+    return os.open(path, flags | getattr(os, "O_NONBLOCK", 0))
+
+
+def _read_pipe(path: Path, pipe: io.FileIO) -> bytes:
+    """All that is written to a pipe."""
     end = time.monotonic() + _WAIT
-    with open(os.open(path, os.O_RDONLY | os.O_NONBLOCK), "rb", buffering=0) as pipe:
-        while (first := pipe.read(1)) == b"":  # None: there is a writer, who has written nothing
-            if time.monotonic() > end:
-                raise ValueError(f"{path}: expected a text file, got a pipe that nobody writes to")
-            time.sleep(0.02)
-        os.set_blocking(pipe.fileno(), True)
-        return (first or b"") + pipe.readall()
+    while (first := pipe.read(1)) == b"":  # None: there is a writer, who has written nothing
+        if time.monotonic() > end:
+            raise ValueError(f"{path}: expected a text file, got a pipe that nobody writes to")
+        time.sleep(0.02)
+    os.set_blocking(pipe.fileno(), True)
+    return (first or b"") + pipe.readall()

@@ -16,7 +16,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.experimental import multihost_utils
-from safetensors import SafetensorError, safe_open
+from safetensors import SafetensorError
 from safetensors.numpy import save_file
 
 import vkq_jax
@@ -25,6 +25,7 @@ from vkq_jax.cache.kv_cache import KVCache
 from vkq_jax.cache.layered import AnyCache, LayeredCache
 from vkq_jax.files.atomic_write import atomic_write
 from vkq_jax.files.consistency import check_cache
+from vkq_jax.files.regular_file import open_safetensors
 from vkq_jax.files.sliced_arrays import digest_of_file, outlines, read_shards
 from vkq_jax.files.stored_form import describe, digest_of, rebuild, share_equal
 from vkq_jax.messages import shorten, show, show_path
@@ -168,7 +169,7 @@ def load_tables(
 def is_written_here(path: str | os.PathLike[str], kind: Literal["score map", "tables"]) -> bool:
     """Whether a file was written by `save_score_map` or `save_tables`, of any version."""
     try:
-        with safe_open(path, framework="np") as file:
+        with open_safetensors(path) as file:
             found = (file.metadata() or {}).get("format", "")
     except (OSError, SafetensorError):
         return False
@@ -231,7 +232,7 @@ def _load[T](
         return value
 
     try:
-        with safe_open(path, framework="np") as file:
+        with open_safetensors(path) as file:
             metadata = file.metadata() or {}
             written = metadata.get("format", "")
             if not _is_of_kind(written, kind) or "structure" not in metadata:

@@ -21,7 +21,7 @@ def outlines(file: Any) -> dict[str, jax.ShapeDtypeStruct]:
     """Shape and dtype of each array of an open file, by name; a row of each is read.
 
     Args:
-        file: from `safetensors.safe_open`, with NumPy's arrays; so in the other functions.
+        file: from `open_safetensors`; so in the other functions.
 
     Raises:
         ValueError: JAX, as it is set, does not hold an array's dtype.
