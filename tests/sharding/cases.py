@@ -45,7 +45,12 @@ CONFIGS = {
     "heads of 64": _llava(4, head_dim=64),
     "key bias": _llava(2, "qwen2"),
     "fused projections": _llava(
-        4, "phi3", head_dim=4, original_max_position_embeddings=64, pad_token_id=0
+        4,
+        "phi3",
+        head_dim=4,
+        original_max_position_embeddings=64,
+        pad_token_id=0,
+        eos_token_id=2,
     ),
     "sliding window": _llava(
         4,

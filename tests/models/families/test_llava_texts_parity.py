@@ -39,6 +39,7 @@ TEXTS = {
         "original_max_position_embeddings": 16,
         "sliding_window": 7,
         "pad_token_id": 0,
+        "eos_token_id": 2,
     },
 }
 

@@ -50,6 +50,7 @@ def config_json(*, vision=None, text=None, **changes):
         "text_config": {
             "model_type": "mllama_text_model",
             "vocab_size": len(WORDS),
+            "eos_token_id": 2,
             "hidden_size": 16,
             "intermediate_size": 24,
             "num_hidden_layers": 4,
