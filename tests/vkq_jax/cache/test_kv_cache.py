@@ -345,6 +345,12 @@ def test_saved_and_restored(tmp_path, quant):
     vkq_jax.save_cache(tmp_path / "cache.safetensors", cache)
     restored = vkq_jax.load_cache(tmp_path / "cache.safetensors")
     chex.assert_trees_all_equal(restored, cache)
+    device = jax.sharding.SingleDeviceSharding(jax.devices()[0])
+    placed = vkq_jax.load_cache(
+        tmp_path / "cache.safetensors",
+        shardings=lambda cache: jax.tree.map(lambda _: device, cache),
+    )
+    chex.assert_trees_all_equal(placed, cache)  # each row has counted towards the checksum
     assert restored.quant == cache.quant
     assert [path.name for path in tmp_path.iterdir()] == ["cache.safetensors"]
 

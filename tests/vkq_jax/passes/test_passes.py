@@ -101,6 +101,18 @@ def test_without_codes_the_passes_are_plain_attention(window):
     assert after.visual[0].key.num_elements() == LAYERS * BATCH * KV_HEADS * VISUAL * DIM
 
 
+def test_positions_of_visual_tokens_are_kept():
+    positions = jax.random.randint(jax.random.key(3), (BATCH, 13, 3), 0, 99)
+    reading = vkq_jax.begin_prefill(
+        empty(), IS_VISUAL, valid=VALID, positions=positions,
+        advance=jnp.asarray([9, 8], jnp.int32), keep_positions=True,
+    )  # fmt: skip
+    (bank,) = jax.jit(run)(PROMPT, reading)[1].visual
+    for row, count in enumerate([9, 7]):
+        expected = positions[row][(IS_VISUAL & VALID)[row]]
+        np.testing.assert_array_equal(bank.position[row, :count], expected)
+
+
 def test_a_later_turn_reads_the_earlier_ones():
     reading = vkq_jax.begin_prefill(empty(), IS_VISUAL[:, :10], valid=VALID[:, :10])
     loop = jax.jit(run)

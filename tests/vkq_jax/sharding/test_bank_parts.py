@@ -12,9 +12,11 @@ import pallas_kernels
 import vkq_jax
 from tests.support.caches import Shape, attend, random_layer, random_starts, relative_error
 from vkq_jax.attention import post_scaled as attention
+from vkq_jax.bits import packing
 from vkq_jax.cache.kv_cache import KVCache
 from vkq_jax.sharding.bank_parts import (
     TextPart,
+    _PartMap,
     join_banks,
     part_of_cache,
     parts_to_kernel_layout,
@@ -116,6 +118,24 @@ def test_parts_have_the_layout_of_the_kernel(name):
     assert type(split.visual[0].key.parts).__name__.startswith("Tiled")
     assert pallas_kernels.explain(split) == pallas_kernels.explain(cache)
     jax.tree.map(np.testing.assert_array_equal, jax.jit(join_banks)(split), cache)
+
+
+def test_each_position_has_a_slot_in_one_part():
+    sizes = (3, 5, 4)  # slots of each class in a part
+    number = np.random.default_rng(0).permutation(np.repeat([0, 1, 2, 3], (9, 15, 12, 4)))
+    valid = number < 3
+    words = packing.pack(jnp.asarray(np.where(valid, number, 0)[None], jnp.uint32), 2)
+    rank = np.array([(number[:i] == number[i]).sum() for i in range(number.size)])
+    for part in range(PARTS):
+        own = _PartMap(
+            words, packing.pack(jnp.asarray(valid)[None], 1), part=jnp.asarray([part], jnp.int32),
+            num_positions=number.size, capacities=sizes,
+        )  # fmt: skip
+        expected = np.full(number.size, sum(sizes))
+        for c, (size, offset) in enumerate(zip(sizes, (0, 3, 8), strict=True)):
+            here = (number == c) & (rank // size == part)
+            expected[here] = offset + rank[here] % size
+        np.testing.assert_array_equal(own.slots_of_positions()[0], expected)
 
 
 def test_new_text_goes_to_the_part_that_has_its_slot():
