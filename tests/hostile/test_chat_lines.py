@@ -4,10 +4,12 @@ import io
 import json
 import random
 
+import pytest
 from PIL import Image
 
 from vkq_apps.cli.chat import _lines, _Talk
 from vkq_apps.conversation import CacheSize, Turn
+from vkq_apps.evals.datasets import read_data
 
 PARTS = [
     "/image",
@@ -77,6 +79,16 @@ def test_every_line_gets_one_object(cases, capsys, tmp_path, monkeypatch):
                 assert len(record.get("error", "")) < 400
             answers += sum("answer" in record for record in records)
     assert answers
+
+
+def test_the_home_of_nobody_is_a_missing_file(capsys):
+    talk = _Talk(Asked(random.Random(0)), [], [], fps=None, json=True)
+    assert talk.answer("/image ~nobody-here/x.png")
+    assert json.loads(capsys.readouterr().out) == {
+        "error": "image file ~nobody-here/x.png does not exist"
+    }
+    with pytest.raises(FileNotFoundError, match="expected a JSONL file"):
+        read_data(["jsonl=~nobody-here/x.jsonl"])
 
 
 def test_lines_that_are_no_text_are_read(monkeypatch):

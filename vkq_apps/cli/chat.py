@@ -14,6 +14,7 @@ from models import Clip, Inputs
 from models.attached_tables import find_codes
 from models.inputs.images import read_picture
 from vkq_apps.conversation import CacheSize, Conversation
+from vkq_apps.files.text_files import with_home
 from vkq_apps.terminal.arguments import (
     JsonOption,
     MaxNewTokensOption,
@@ -198,7 +199,7 @@ class _Talk:
     def _add_picture(self, name: str) -> None:
         if not name:
             raise ValueError("/image: expected the name of a picture file behind it")
-        path = Path(name).expanduser()
+        path = with_home(name)
         read_picture(path)
         self._waiting.append(path)
         self._say_waiting("picture", {"image": name}, len(self._waiting))
@@ -206,7 +207,7 @@ class _Talk:
     def _add_clip(self, name: str) -> None:
         if not name:
             raise ValueError("/video: expected the name of a clip's file or folder behind it")
-        clip = Clip(Path(name).expanduser(), self._fps)
+        clip = Clip(with_home(name), self._fps)
         check_clips(self._conversation.model.config, [clip])
         self._clips.append(clip)
         self._say_waiting("clip", {"video": name}, len(self._clips))

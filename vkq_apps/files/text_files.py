@@ -6,7 +6,7 @@ import stat
 import time
 from pathlib import Path
 
-__all__ = ["read_text"]
+__all__ = ["read_text", "with_home"]
 
 _WAIT = 5.0  # seconds for somebody to write to a pipe
 
@@ -31,6 +31,11 @@ def read_text(path: Path) -> str:
         raise ValueError(f"{path}:{line}: expected UTF-8 text: {error}") from error
     except IsADirectoryError as error:
         raise ValueError(f"{path}: expected a file, got a folder") from error
+
+
+def with_home(name: str) -> Path:
+    """The path of a name whose `~` no shell has replaced; that of an unknown user stays."""
+    return Path(os.path.expanduser(name))  # pathlib's raises where there is no such user
 
 
 def _open_at_once(path: str, flags: int) -> int:

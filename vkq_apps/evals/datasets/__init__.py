@@ -1,7 +1,6 @@
 """Published and own data from local folders, for `--data FORMAT=PATH`."""
 
 from collections.abc import Sequence
-from pathlib import Path
 from types import MappingProxyType
 
 from vkq_apps.evals.datasets.benchmarks import MMBENCH, MME
@@ -11,6 +10,7 @@ from vkq_apps.evals.datasets.own import JSONL
 from vkq_apps.evals.datasets.photographs import COCO, GQA, POPE, VQAV2
 from vkq_apps.evals.metrics import METRICS
 from vkq_apps.evals.tasks import Task
+from vkq_apps.files.text_files import with_home
 
 __all__ = ["FORMATS", "read_data"]
 
@@ -38,7 +38,7 @@ def read_data(given: Sequence[str], metric: str | None = None) -> dict[str, Task
             raise ValueError(
                 f"--data: expected FORMAT=PATH with one of {', '.join(FORMATS)}, got {item!r}"
             )
-        path = Path(place).expanduser()
+        path = with_home(place)
         if name == JSONL.name:
             own = METRICS[metric] if metric else None
             task = JSONL.task(path, name=path.stem, metric=own)
