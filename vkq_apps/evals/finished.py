@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from vkq_apps.evals.report import ALL
+from vkq_apps.evals.settings import NONE
 
 __all__ = ["FinishedRun", "check_marks", "read_results"]
 
@@ -19,14 +20,31 @@ def read_results(path: Path) -> dict[str, Any]:
     """
     try:
         record = json.loads(path.read_text(encoding="utf-8"))
-        parts = record["marks"], record["marks"]["codes"], record["presets"]
-        if not all(isinstance(part, dict) for part in parts):
-            raise TypeError("expected objects")
-        for row in record["presets"].values():
+        for name, kind in _NEEDED.items():
+            if not isinstance(record[name], kind):
+                raise TypeError(name)
+        rows = {NONE: record["presets"][NONE], **record["presets"]}
+        for row in rows.values():
             _check_row(row)
-    except (ValueError, KeyError, TypeError, RecursionError) as error:
+        if not isinstance(record["marks"]["codes"], dict) or not math.isfinite(record["seconds"]):
+            raise TypeError("expected objects and finite numbers")
+    except KeyError as error:
+        raise ValueError(f"expected results of `vkq eval` in {path}: it lacks {error}") from error
+    # OverflowError: an integer that is no float.
+    except (ValueError, TypeError, OverflowError, RecursionError) as error:
         raise ValueError(f"expected results of `vkq eval` in {path}") from error
     return record
+
+
+# What a run goes on from: checked before it asks for hours.
+_NEEDED = {
+    "marks": dict,
+    "presets": dict,
+    "versions": dict,
+    "seconds": int | float,
+    "offline_table_bytes": dict,
+    "quantize_at": str,
+}
 
 
 def _check_row(row: Mapping[str, Any]) -> None:

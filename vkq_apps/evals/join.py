@@ -47,9 +47,9 @@ def join(files: Sequence[Path]) -> dict[str, Any]:
             precision, or a preset that an earlier file has.
     """
     first, *others = files
-    record = _read(first)
+    record = read_results(first)
     for file in others:
-        more = _read(file)
+        more = read_results(file)
         check_marks(more["marks"], record["marks"], file)
         if more["versions"] != record["versions"]:
             raise ValueError(
@@ -70,20 +70,6 @@ def join(files: Sequence[Path]) -> dict[str, Any]:
         record["offline_table_bytes"] |= more["offline_table_bytes"]
         record["seconds"] = round(record["seconds"] + more["seconds"], 1)
     return record | {"quant": list(record["presets"]), "joined": len(files)}
-
-
-def _read(file: Path) -> dict[str, Any]:
-    record = read_results(file)
-    needed = {
-        "versions": dict,
-        "seconds": float | int,
-        "offline_table_bytes": dict,
-        "quantize_at": str,
-    }
-    missing = [name for name, kind in needed.items() if not isinstance(record.get(name), kind)]
-    if missing := missing + [NONE] * (NONE not in record["presets"]):
-        raise ValueError(f"expected results of `vkq eval` in {file}: it lacks {missing[0]!r}")
-    return record
 
 
 def run(options: JoinOptions) -> None:

@@ -24,10 +24,8 @@ def row(exact: float) -> dict:
 
 @pytest.fixture
 def path(tmp_path):
-    path = tmp_path / "results.json"
     presets = {"none": row(0.9), "a": row(0.8), "b": row(0.7)}
-    path.write_text(json.dumps({"marks": MARKS, "presets": presets}))
-    return path
+    return results(tmp_path, "results", presets, marks=MARKS)
 
 
 def test_presets_of_the_same_codes_are_known(path):
@@ -60,7 +58,7 @@ def test_results_of_other_questions_are_refused(path):
             FinishedRun(path, MARKS)
 
 
-@pytest.mark.parametrize("wrong", [None, "x", [], {}, math.nan])
+@pytest.mark.parametrize("wrong", [None, "x", [], {}, math.nan, 10**400])
 @pytest.mark.parametrize(
     "place",
     [
@@ -80,6 +78,23 @@ def test_rows_that_lack_figures_are_no_results(path, place, wrong):
     part[place[-1]] = wrong
     path.write_text(json.dumps(record))
     with pytest.raises(ValueError, match="expected results of `vkq eval`"):
+        FinishedRun(path, MARKS)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda record: record["presets"].pop("none"), "it lacks 'none'"),
+        (lambda record: record.pop("seconds"), "it lacks 'seconds'"),
+        (lambda record: record.update(seconds=10**400), "in /"),
+        (lambda record: record.update(seconds="x"), "in /"),
+    ],
+)
+def test_what_is_needed_at_the_end_is_checked_before_anything_is_asked(path, change, message):
+    record = json.loads(path.read_text())
+    change(record)
+    path.write_text(json.dumps(record))
+    with pytest.raises(ValueError, match=f"expected results of `vkq eval` .*{message}"):
         FinishedRun(path, MARKS)
 
 
