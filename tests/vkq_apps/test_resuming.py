@@ -35,6 +35,24 @@ def test_parts_outlast_a_stop_and_go_once_all_is_done(tmp_path):
     assert list(out.parent.iterdir()) == []
 
 
+def test_a_kill_while_parts_are_removed_leaves_a_folder_that_is_known(tmp_path, monkeypatch):
+    out = tmp_path / "tables"
+    stopped(out)
+    part = part_of(out)
+
+    def killed(path, **options):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("shutil.rmtree", killed)
+    with pytest.raises(KeyboardInterrupt), kept_parts(out, COMMAND, SETTINGS, resume=True):
+        pass
+    monkeypatch.undo()
+    assert [path.name for path in part.iterdir()] == ["settings.json"]
+    with kept_parts(out, COMMAND, SETTINGS, resume=True):
+        pass
+    assert not part.exists()
+
+
 def test_changed_settings_are_refused_by_name_and_lose_nothing(tmp_path):
     out = tmp_path / "tables"
     stopped(out)

@@ -81,7 +81,17 @@ def kept_parts(
     if resume and found is not None:
         check_settings(part, found, asked)
     else:
-        shutil.rmtree(part, ignore_errors=True)
+        _remove(part)
         write_json(part / _SETTINGS, asked)
     yield part
-    shutil.rmtree(part)
+    _remove(part)
+
+
+def _remove(part: Path) -> None:
+    """Removes the folder, its settings last: what a kill leaves is still known as the command's."""
+    for entry in part.iterdir() if part.exists() else ():
+        if entry.is_dir() and not entry.is_symlink():
+            shutil.rmtree(entry)
+        elif entry.name != _SETTINGS:
+            entry.unlink()
+    shutil.rmtree(part, ignore_errors=True)
