@@ -367,6 +367,12 @@ def test_a_folder_that_cannot_be_written_is_named_before_the_work(tmp_path, monk
     assert str(caught.value) == message + f"got 'Read-only file system' in {tmp_path}"
 
 
+def test_a_link_to_itself_is_no_folder(tmp_path):
+    (tmp_path / "loop").symlink_to("loop")
+    with pytest.raises(ValueError, match="loop, a link that leads in a circle"):
+        check_replaceable(tmp_path / "loop")
+
+
 def test_foreign_files_are_never_replaced(tmp_path):
     target = tmp_path / "out"
     target.mkdir()

@@ -51,8 +51,8 @@ def complete_or_nothing(folder: Path) -> Iterator[Path]:
         ValueError: as for `check_replaceable`.
         OSError: writing fails, for example because the disk is full.
     """
-    folder = folder.resolve()
     check_replaceable(folder)
+    folder = Path(os.path.realpath(folder))
     try:
         folder.parent.mkdir(parents=True, exist_ok=True)
         with part_folder(folder) as parts:

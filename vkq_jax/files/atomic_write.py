@@ -35,8 +35,7 @@ def check_writable(path: str | os.PathLike[str]) -> Path:
     path = as_path(path)
     # A link to a file is written through, as by `open`; replacing it would leave the file as it is.
     target = Path(os.path.realpath(path))
-    # `realpath` leaves a link in place only where links lead in a circle.
-    if (os.path.exists(path) and not path.is_file()) or os.path.islink(target):
+    if os.path.exists(path) and not path.is_file():
         raise ValueError(f"{show_path(path)}: expected a regular file, or none yet, to write to")
     check_place(target, path)
     return target
@@ -48,12 +47,18 @@ def check_place(target: Path, path: str | os.PathLike[str]) -> None:
     Permissions alone do not tell: a name may be too long, a file system read-only or virtual.
 
     Args:
-        target: absolute path.
+        target: absolute path, symbolic links followed.
         path: the caller's name for it, for the error.
 
     Raises:
         ValueError: nothing can be made there.
     """
+    # `realpath` leaves a link in place only where links lead in a circle.
+    if circle := next(filter(os.path.islink, (target, *target.parents)), None):
+        raise ValueError(
+            f"{show_path(path)}: expected a place that can be written to, got {show_path(circle)}, "
+            "a link that leads in a circle"
+        )
     nearest = next((folder for folder in target.parents if os.path.exists(folder)), target)
     if not nearest.is_dir() or not os.access(nearest, os.W_OK | os.X_OK):
         raise ValueError(

@@ -64,6 +64,8 @@ def test_what_fails_leaves_everything_as_it_was(tmp_path):
         ("pipe", "pipe: expected a regular file"),
         ("link", "link: expected a regular file"),
         ("file/below", "file/below: expected a folder that can be written to, got .*/file$"),
+        ("circle", "circle: expected a place that can be written to, got .*/circle, a link that"),
+        ("circle/new", "circle/new: expected a place that can be .*/circle, a link that leads in"),
         ("closed/new", "closed/new: expected a folder that can be written to, got .*/closed$"),
     ],
 )
@@ -72,6 +74,7 @@ def test_what_cannot_be_written_is_one_clear_error(tmp_path, monkeypatch, name, 
     (tmp_path / "closed").mkdir()
     (tmp_path / "file").write_text("old")
     (tmp_path / "link").symlink_to("pipe")
+    (tmp_path / "circle").symlink_to("circle")
     os.mkfifo(tmp_path / "pipe")
     # Tests may run as root, who may write everywhere.
     monkeypatch.setattr(os, "access", lambda path, mode: path.name != "closed")
