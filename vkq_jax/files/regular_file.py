@@ -10,8 +10,6 @@ from safetensors import SafetensorError, safe_open
 
 __all__ = ["open_regular", "open_safetensors"]
 
-_FLAGS = os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0)
-
 
 def open_regular(path: str | os.PathLike[str]) -> BinaryIO:
     """Opens a file for reading its bytes.
@@ -22,11 +20,15 @@ def open_regular(path: str | os.PathLike[str]) -> BinaryIO:
         OSError: as `open` does.
         ValueError: a folder, a pipe, a device or the like; callers name the file.
     """
-    descriptor = os.open(path, _FLAGS)
+    return open(path, "rb", opener=_open_file)
+
+
+def _open_file(path: str, flags: int) -> int:
+    descriptor = os.open(path, flags | getattr(os, "O_NONBLOCK", 0))
     if not stat.S_ISREG(os.fstat(descriptor).st_mode):
         os.close(descriptor)
         raise ValueError("expected a file, got a folder, a pipe, a device or the like")
-    return open(descriptor, "rb")
+    return descriptor
 
 
 @contextmanager
