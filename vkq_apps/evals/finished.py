@@ -8,6 +8,7 @@ from typing import Any
 
 from vkq_apps.evals.report import ALL
 from vkq_apps.evals.settings import NONE
+from vkq_apps.files.text_files import read_text
 
 __all__ = ["FinishedRun", "check_marks", "read_results"]
 
@@ -19,7 +20,7 @@ def read_results(path: Path) -> dict[str, Any]:
         ValueError: the file does not hold one.
     """
     try:
-        record = json.loads(path.read_text(encoding="utf-8"))
+        record = json.loads(read_text(path))
         for name, kind in _NEEDED.items():
             if not isinstance(record[name], kind):
                 raise TypeError(name)

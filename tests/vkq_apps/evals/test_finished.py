@@ -2,12 +2,14 @@
 
 import json
 import math
+import os
 from pathlib import Path
 
 import pytest
 
 from vkq_apps.evals.finished import FinishedRun
 from vkq_apps.evals.join import join, main
+from vkq_apps.files import text_files
 
 MARKS = {"seed": 3, "weights": "w", "codes": {"none": "n", "a": "1", "b": "2"}}
 
@@ -96,6 +98,14 @@ def test_what_is_needed_at_the_end_is_checked_before_anything_is_asked(path, cha
     path.write_text(json.dumps(record))
     with pytest.raises(ValueError, match=f"expected results of `vkq eval` .*{message}"):
         FinishedRun(path, MARKS)
+
+
+@pytest.mark.parametrize("place", ["pipe", "/dev/zero"])
+def test_what_never_ends_is_no_file_of_results(tmp_path, monkeypatch, place):
+    os.mkfifo(tmp_path / "pipe")
+    monkeypatch.setattr(text_files, "_WAIT", 0.1)
+    with pytest.raises(ValueError, match="expected results of `vkq eval`"):
+        FinishedRun(tmp_path / place, MARKS)
 
 
 def results(folder, name: str, rows: dict, **others) -> Path:
