@@ -3,8 +3,8 @@
 import jax
 from jax.sharding import PartitionSpec as Spec
 
-import vkq_jax
 from tests.vkq_jax.cache.test_sharing import one_sequence
+from vkq_jax.cache.sharing import share_visual
 from vkq_jax.sharding.specs import CacheAxes, cache_specs
 
 
@@ -18,7 +18,7 @@ def test_a_bank_that_sequences_share_lies_whole_on_their_devices():
     axes = CacheAxes(sequences="data", kv_heads="model", counts="data")
     one = one_sequence()
     for batch, split in ((1, "data"), (2, None)):
-        specs = cache_specs(vkq_jax.cache.sharing.share_visual(one, batch), axes)
+        specs = cache_specs(share_visual(one, batch), axes)
         (bank,) = specs.visual
         found = set(jax.tree.leaves((bank.key, bank.value), is_leaf=lambda x: isinstance(x, Spec)))
         assert found == {Spec(None, split, "model")}
