@@ -142,3 +142,19 @@ def test_hostile_fields_of_every_family(cases, one_clear_error, tmp_path):
 def test_the_files_that_are_mutated_are_read(name, tmp_path):
     (tmp_path / "config.json").write_text(json.dumps(configs()[name]))
     assert models.read_config(tmp_path).text.num_hidden_layers > 0
+
+
+@pytest.mark.parametrize("name", sorted(configs()))
+def test_decoders_without_an_object_of_their_own_are_read_or_refused(name, tmp_path):
+    """transformers 5 takes a default decoder for most of these files, whatever they say."""
+    file, nested = tmp_path / "config.json", configs()[name]
+    flat = nested["text_config"] | {x: y for x, y in nested.items() if x != "text_config"}
+    if nested["model_type"] in ("qwen2_vl", "qwen2_5_vl", "paddleocr_vl"):
+        file.write_text(json.dumps(nested))
+        expected = models.read_config(tmp_path)
+        file.write_text(json.dumps(flat))
+        assert models.read_config(tmp_path) == expected
+        return
+    file.write_text(json.dumps(flat))
+    with pytest.raises(ValueError, match="text_config is missing: expected an object"):
+        models.read_config(tmp_path)

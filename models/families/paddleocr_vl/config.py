@@ -92,6 +92,7 @@ class PaddleOcrVLSettings(QwenVLSettings):
     vision_start_token_id: TokenId = 101305
     vision_end_token_id: TokenId = 101306
     tie_word_embeddings: bool = True
+    text_beside = frozenset({"paddleocr_vl"})
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -31,6 +31,7 @@ class QwenVLSettings(FamilySettings):
     video_token_id: TokenId = 151656
     vision_start_token_id: TokenId = 151652
     vision_end_token_id: TokenId = 151653
+    text_beside = frozenset({"qwen2_vl", "qwen2_5_vl"})
     ignored = NO_EFFECT | {"vision_token_id"}
 
 
