@@ -79,29 +79,13 @@ def calibrate_codes(
             unknown implementation, or another argument of a wrong type or size.
     """
     check_type("model", model, Model, hint="models.load")
-    names = tuple(calibrated_presets) if presets is None else as_items(presets)
-    known = ", ".join(calibrated_presets)
-    if not names:
-        got = show(presets) if names is None else "none"
-        raise ValueError(f"presets: expected some of {known}, got {got}")
-    for name in names:
-        if name not in calibrated_presets:
-            raise ValueError(f"presets: expected some of {known}, got {show(name)}")
+    names = _check_presets(presets)
     check_size("tokens", tokens, MOST_TOKENS)
     max_new_tokens = check_count("max_new_tokens", max_new_tokens)
-    if (drawn := whole_number(seed)) is None or not 0 <= drawn < 2**31:
-        raise ValueError(f"seed: expected a whole number from 0 to {2**31 - 1}, got {show(seed)}")
-    seed = drawn
+    seed = _check_seed(seed)
     pallas_kernels.choose_implementation(implementation)
     kept, mark = CalibrationFolder(folder), fingerprint(model)
-    batches = _read(inputs, on_batch)
-    judges: list[Inputs] = []
-    while sum(len(x.mask) for x in judges) < _JUDGES and (batch := next(batches, None)) is not None:
-        judges.append(batch)
-    if not judges:
-        raise ValueError("there are no sample prompts to calibrate with")
-    first = next(batches, None)
-    sampled = iter(judges) if first is None else itertools.chain([first], batches)
+    judges, sampled = _split(_read(inputs, on_batch))
     samples, digest = gather_samples(
         model,
         sampled,
@@ -120,10 +104,11 @@ def calibrate_codes(
             on_plan(name, number)
     # The only plan of a preset needs no judge.
     rivals = [plan for some in plans.values() if len(some) > 1 for plan in some]
-    divergence_of = functools.partial(
-        divergences, model, steps=max_new_tokens, kept=kept, implementation=implementation
+    judged = iter(
+        divergences(
+            model, judges, rivals, steps=max_new_tokens, kept=kept, implementation=implementation
+        )
     )
-    judged = iter(divergence_of(judges, rivals))
     chosen = []
     for name, some in plans.items():
         divergence = [next(judged) for _ in some] if len(some) > 1 else []
@@ -131,6 +116,37 @@ def calibrate_codes(
         chosen.append(CalibratedPreset(tables, None, name=name, quant=quant))
         on_preset(name, divergence)
     return place_tables(model.mesh, CalibratedCodes(tuple(chosen), model=mark))
+
+
+def _check_presets(presets: Sequence[str] | None) -> tuple[str, ...]:
+    """Names of the presets to calibrate, all by default; ValueError for one that has no plans."""
+    names = tuple(calibrated_presets) if presets is None else as_items(presets)
+    unknown = [name for name in names or () if name not in calibrated_presets]
+    if not names or unknown:
+        got = show(presets) if names is None else show(unknown[0]) if unknown else "none"
+        raise ValueError(f"presets: expected some of {', '.join(calibrated_presets)}, got {got}")
+    return names
+
+
+def _check_seed(seed: int) -> int:
+    drawn = whole_number(seed)
+    if drawn is None or not 0 <= drawn < 2**31:
+        raise ValueError(f"seed: expected a whole number from 0 to {2**31 - 1}, got {show(seed)}")
+    return drawn
+
+
+def _split(batches: Iterator[Inputs]) -> tuple[list[Inputs], Iterator[Inputs]]:
+    """Batches of the prompts that compare plans, and those that tables are fitted to.
+
+    Tables are fitted to the same prompts where there are no others.
+    """
+    judges: list[Inputs] = []
+    while sum(len(x.mask) for x in judges) < _JUDGES and (batch := next(batches, None)) is not None:
+        judges.append(batch)
+    if not judges:
+        raise ValueError("there are no sample prompts to calibrate with")
+    first = next(batches, None)
+    return judges, iter(judges) if first is None else itertools.chain([first], batches)
 
 
 def gather_samples(
