@@ -59,7 +59,7 @@ def _no_array(tree: Any, *_: Any, **__: Any) -> Any:
         hint = "its method dequantize() gives the values"
     else:
         hint = f"its fields are {', '.join(f.name for f in dataclasses.fields(tree))}"
-    raise TypeError(f"expected an array, got a {type(tree).__name__}, which is a pytree: {hint}")
+    raise TypeError(f"expected an array, got the pytree {type(tree).__name__}: {hint}")
 
 
 def take_layer[T](stacked: T, index: Int32[Array, ""] | int) -> T:

@@ -71,9 +71,9 @@ def test_a_layer_says_what_it_holds():
 def test_no_pytree_is_an_array():
     """NumPy would make an array of one object, and fail far from here."""
     coded = vkq_jax.quantize(jnp.ones((4, 8)), vkq_jax.SignCodes())
-    with pytest.raises(TypeError, match=r"a SignTensor, .* its method dequantize\(\) gives"):
+    with pytest.raises(TypeError, match=r"the pytree SignTensor: its method dequantize\(\) gives"):
         np.asarray(coded)
-    with pytest.raises(TypeError, match=r"a ScoreMap, .* its fields are slope, shift"):
+    with pytest.raises(TypeError, match=r"the pytree ScoreMap: its fields are slope, shift"):
         jnp.asarray(vkq_jax.ScoreMap(*[jnp.ones(2)] * 2))
 
 
