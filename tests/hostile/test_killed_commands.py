@@ -10,12 +10,14 @@ import time
 from pathlib import Path
 
 import pytest
+from safetensors import safe_open
 
 pytestmark = pytest.mark.ci
 
 BENCH = ["vkq_apps.cli.main", "bench", "quantize", "--shape", "tiny", "--repeats", "1"]
 BENCH += ["--quant", "signs-1bit,quantile-1bit,minmax-8bit", "--out", "rows.json"]
 TRAIN = ["vkq_apps.training", "--smoke", "--out", "run", "--save-every", "0"]
+CALIBRATE = ["tests.support.small_calibration", "--out", "tables"]
 
 
 def rows(folder):
@@ -29,9 +31,17 @@ def weights(folder):
     return (folder / "run" / "state.safetensors").read_bytes()
 
 
+def tables(folder):
+    """The digest of all arrays and settings; the order of a header's names is drawn by chance."""
+    with safe_open(folder / "tables", framework="np") as file:
+        return file.metadata()["sha256"]
+
+
+# What runs, what of its files is compared, the files that may be left, how often it is killed.
 COMMANDS = {
-    "bench": (BENCH, rows, ["rows.json"]),
-    "training": (TRAIN, weights, ["log.jsonl", "run", "state.safetensors"]),
+    "bench": (BENCH, rows, ["rows.json"], 2),
+    "training": (TRAIN, weights, ["log.jsonl", "run", "state.safetensors"], 2),
+    "calibrate": (CALIBRATE, tables, ["tables"], 2),
 }
 
 
@@ -56,7 +66,7 @@ def finish(command, folder):
 
 @pytest.mark.parametrize("name", COMMANDS)
 def test_a_run_that_is_killed_goes_on(cases, tmp_path, name):
-    command, read, left = COMMANDS[name]
+    command, read, left, kills = COMMANDS[name]
     (tmp_path / "whole").mkdir()
     began = time.monotonic()
     code, err = finish(command, tmp_path / "whole")
@@ -66,14 +76,14 @@ def test_a_run_that_is_killed_goes_on(cases, tmp_path, name):
     for case in cases(1):
         rng, folder = random.Random(f"killed {name}/{case}"), tmp_path / str(case)
         folder.mkdir()
-        for number in range(2):
+        for number in range(kills):
             process = start([*command, *resuming(name, folder, number)], folder)
             time.sleep(seconds * rng.uniform(0.3, 0.9))
             os.killpg(process.pid, signal.SIGKILL)
             err = process.communicate()[1]
             assert "Traceback" not in err, err
             assert " error: " not in err, err
-        code, err = finish([*command, *resuming(name, folder, 2)], folder)
+        code, err = finish([*command, *resuming(name, folder, kills)], folder)
         assert code == 0, err
         assert read(folder) == expected
         assert {path.name for path in folder.rglob("*")} <= set(left)
