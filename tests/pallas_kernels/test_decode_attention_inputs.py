@@ -41,8 +41,12 @@ def test_unknown_implementation_and_bad_shapes_are_errors():
 @pytest.mark.parametrize(
     ("name", "values", "message"),
     [
-        ("logits_soft_cap", ["3", [5.0], True], "logits_soft_cap must be a"),
-        ("logits_scale", ["3", [5.0], True, float("nan"), float("inf")], "logits_scale must be a"),
+        ("logits_soft_cap", ["3", [5.0], True, 1e39, 1e-50], "logits_soft_cap must be a"),
+        (
+            "logits_scale",
+            ["3", [5.0], True, float("nan"), float("inf"), -1e39],
+            "logits_scale must be a",
+        ),
     ],
 )
 def test_a_factor_that_is_no_number_is_an_error(as_users_run_it, name, values, message):
