@@ -7,7 +7,8 @@ import numpy as np
 
 from models.checkpoints.naming import WeightNames
 from models.checkpoints.sources import Layout, Source
-from models.families.base import Family, MultimodalModel, VisualInputs
+from models.families.any_grid import AnyGridModel
+from models.families.base import Family, VisualInputs
 from models.families.glm4v.clips import Glm4vClipProcessing, Glm46vClipProcessing
 from models.families.glm4v.config import Glm4vConfig
 from models.families.qwen_vl.config import QwenVLConfig
@@ -16,15 +17,11 @@ from models.families.qwen_vl.visual_inputs import ARRAY_NAMES
 from models.families.qwen_vl.visual_inputs import visual_inputs as qwen_visual_inputs
 from models.inputs.clip_processing import ClipProcessing
 from models.layers.linear import Maker
-from models.text.decoder import TextDecoder
 from models.text.fused_projections import fused_sources
 from models.text.moe_weights import moe_alternatives
 from models.text.sizes import STACKED, layer_numbers, stack_rules, text_sizes
-from models.vision.grid_tower import GridTransformer
 from models.vision.grid_weights import GRID_RULES, grid_published, grid_sizes, grid_special
-from models.vision.patch_grid import PatchGrids
 from models.vision.projectors import ConvolvingMerger
-from vkq_jax.array_types import Array, Float
 
 __all__ = ["FAMILY"]
 
@@ -67,14 +64,12 @@ _NORMS_PUBLISHED = tuple(
 )
 
 
-class _Model(MultimodalModel):
+class _Model(AnyGridModel):
     """The parts of a GLM-4.1V model: `vision`, `projector` and `text`."""
 
-    def __init__(self, config: Glm4vConfig, make: Maker):
-        """Random parameters."""
-        self.config = config
-        self.vision = GridTransformer(config.vision, make)
-        self.projector = ConvolvingMerger(
+    def make_projector(self, config: Glm4vConfig, make: Maker) -> ConvolvingMerger:
+        """See `AnyGridModel.make_projector`."""
+        return ConvolvingMerger(
             make,
             config.vision.encoder.hidden_size,
             config.text.hidden_size,
@@ -82,14 +77,6 @@ class _Model(MultimodalModel):
             config.merger_act,
             merge=config.vision.merge,
         )
-        self.text = TextDecoder(config.text, make)
-
-    def image_features(
-        self, pixel_values: Float[Array, "F P patch_width"], layout: PatchGrids
-    ) -> Float[Array, "features hidden_size"]:
-        """Embeddings of the visual tokens of all frames, in the order of the tokens."""
-        patches, _ = self.vision(pixel_values, layout)
-        return layout.in_order(self.projector(patches))
 
 
 def _weights(config: Glm4vConfig) -> WeightNames:

@@ -4,12 +4,10 @@ import dataclasses
 
 import jax.numpy as jnp
 
-from models.families.base import MultimodalModel
+from models.families.any_grid import AnyGridModel
 from models.families.lighton_ocr.config import LightOnOcrConfig
 from models.layers.activations import Activation
 from models.layers.linear import Maker
-from models.text.decoder import TextDecoder
-from models.vision.grid_tower import GridTransformer
 from models.vision.patch_grid import PatchGrids
 from models.vision.projectors import NormedMergingProjector
 from vkq_jax.array_types import Array, Float
@@ -17,14 +15,14 @@ from vkq_jax.array_types import Array, Float
 __all__ = ["LightOnOcrModel"]
 
 
-class LightOnOcrModel(MultimodalModel):
+class LightOnOcrModel(AnyGridModel):
     """Three parts: `vision`, `projector` and `text`."""
 
-    def __init__(self, config: LightOnOcrConfig, make: Maker):
-        """Random parameters."""
-        self.config = config
-        self.vision = GridTransformer(config.vision, make)
-        self.projector = NormedMergingProjector(
+    config: LightOnOcrConfig
+
+    def make_projector(self, config: LightOnOcrConfig, make: Maker) -> NormedMergingProjector:
+        """See `AnyGridModel.make_projector`."""
+        return NormedMergingProjector(
             make,
             config.vision.encoder.hidden_size,
             config.text.hidden_size,
@@ -33,14 +31,13 @@ class LightOnOcrModel(MultimodalModel):
             merge=config.merge,
             epsilon=config.text.rms_norm_eps,
         )
-        self.text = TextDecoder(config.text, make)
 
     def image_features(
         self, pixel_values: Float[Array, "images P patch_width"], layout: PatchGrids
     ) -> Float[Array, "features hidden_size"]:
         """Embeddings of the visual tokens of all pictures, in the order of the tokens."""
         patches, _ = self.vision(pixel_values, layout)
-        merge = self.projector.merge
+        merge = self.config.merge
         whole = dataclasses.replace(layout, sizes=layout.sizes // merge * merge)
         rows, columns = jnp.moveaxis(whole.rows_and_columns(patches.shape[1], merge), -1, 0)
         place = jnp.minimum(rows * layout.sizes[:, 1:] + columns, patches.shape[1] - 1)

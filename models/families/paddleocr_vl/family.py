@@ -8,19 +8,18 @@ import numpy as np
 
 from models.checkpoints.naming import WeightNames
 from models.checkpoints.sources import Layout, Size, Source
-from models.families.base import Family, MultimodalModel, VisualInputs
+from models.families.any_grid import AnyGridModel
+from models.families.base import Family, VisualInputs
 from models.families.llava.naming import llava_names
 from models.families.paddleocr_vl.config import PaddleOcrVLConfig
 from models.families.qwen_vl.processing import QwenVLProcessing
 from models.families.qwen_vl.visual_inputs import visual_inputs
 from models.layers.linear import Maker
 from models.layers.norms import LayerNorm
-from models.text.decoder import TextDecoder
-from models.vision.grid_tower import GridConfig, GridTransformer
-from models.vision.patch_grid import PatchGrids, block_order
+from models.vision.grid_tower import GridConfig
+from models.vision.patch_grid import block_order
 from models.vision.projectors import PatchMerger
 from models.vision.tower_names import TowerNames
-from vkq_jax.array_types import Array, Float
 
 __all__ = ["FAMILY"]
 
@@ -52,14 +51,12 @@ _PUBLISHED = (
 _NEVER_USED = re.compile(r"vision\.(?:head\.|embeddings\.(?:packing_position|position_ids))")
 
 
-class _Model(MultimodalModel):
+class _Model(AnyGridModel):
     """Three parts: `vision`, `projector` and `text`."""
 
-    def __init__(self, config: PaddleOcrVLConfig, make: Maker):
-        """Random parameters."""
-        self.config = config
-        self.vision = GridTransformer(config.vision, make)
-        self.projector = PatchMerger(
+    def make_projector(self, config: PaddleOcrVLConfig, make: Maker) -> PatchMerger:
+        """See `AnyGridModel.make_projector`."""
+        return PatchMerger(
             make,
             config.vision.encoder.hidden_size,
             config.text.hidden_size,
@@ -67,14 +64,6 @@ class _Model(MultimodalModel):
             norm=LayerNorm,
             epsilon=1e-5,
         )
-        self.text = TextDecoder(config.text, make)
-
-    def image_features(
-        self, pixel_values: Float[Array, "F P patch_width"], layout: PatchGrids
-    ) -> Float[Array, "features hidden_size"]:
-        """Embeddings of the visual tokens of all pictures, in the order of the tokens."""
-        patches, _ = self.vision(pixel_values, layout)
-        return layout.in_order(self.projector(patches))
 
 
 def _tower_names(vision: GridConfig) -> TowerNames:
