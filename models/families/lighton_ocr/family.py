@@ -14,12 +14,12 @@ from models.families.base import Family, VisualInputs
 from models.families.lighton_ocr.config import LightOnOcrConfig
 from models.families.lighton_ocr.model import LightOnOcrModel
 from models.families.llava.naming import llava_names
-from models.families.mistral3.family import padded_pixels
+from models.families.mistral3.family import cut_pictures
 from models.families.mistral3.processing import PixtralProcessing
 from models.inputs.pixels import check_image_sizes, check_image_tokens, pad_to_bucket
 from models.inputs.processing import Processing
 from models.text.sizes import STACKED
-from models.vision.patch_grid import cut_patches, pack_frames
+from models.vision.patch_grid import pack_frames
 from models.vision.pixtral_weights import pixtral_names
 
 __all__ = ["FAMILY"]
@@ -50,20 +50,16 @@ def _visual_inputs(
 ) -> VisualInputs:
     """See `models.families.base.Family.visual_inputs`."""
     sizes = check_image_sizes(arrays)
-    pixels = padded_pixels(arrays["pixel_values"], sizes) if sizes else None
     patch, merge = config.vision.patch_size, config.merge
     grids = [(height // patch, width // patch) for height, width in sizes]
+    patches = cut_pictures(arrays["pixel_values"], sizes, grids, patch, 1) if sizes else None
     blocks = [(rows // merge) * (columns // merge) for rows, columns in grids]
     tokens = int((ids == config.image_token_id).sum())
     check_image_tokens(config.image_token_id, tokens, len(sizes), sum(blocks))
-    if pixels is None:
+    if patches is None:
         return VisualInputs()
-    patches = [
-        cut_patches(each[:, : rows * patch, : columns * patch], patch, 1)
-        for each, (rows, columns) in zip(pixels, grids, strict=True)
-    ]
-    frames = np.repeat(np.arange(len(grids)), [len(each) for each in patches])
-    packed, layout = pack_frames(np.concatenate(patches), grids, frames, 1)
+    frames = np.repeat(np.arange(len(grids)), [rows * columns for rows, columns in grids])
+    packed, layout = pack_frames(patches, grids, frames, 1)
     # A rim of patches that makes no block gives no visual token.
     apart = packed.shape[1] // merge**2
     index = np.concatenate([i * apart + np.arange(count) for i, count in enumerate(blocks)])

@@ -1,6 +1,6 @@
 """Mistral Small 3 and Pixtral as a family: names of weights, pictures against tokens."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 
@@ -14,7 +14,7 @@ from models.inputs.pixels import check_image_sizes, check_image_tokens, check_pi
 from models.vision.patch_grid import cut_patches, pack_frames
 from models.vision.pixtral_weights import pixtral_names
 
-__all__ = ["FAMILY", "padded_pixels"]
+__all__ = ["FAMILY", "cut_pictures"]
 
 _MERGING_LAYER = "multi_modal_projector.patch_merger.merging_layer."
 
@@ -33,20 +33,14 @@ def _visual_inputs(
 ) -> VisualInputs:
     """See `models.families.base.Family.visual_inputs`."""
     sizes = check_image_sizes(arrays)
-    pixels = padded_pixels(arrays["pixel_values"], sizes) if sizes else None
     grids = [_grid(config, *size) for size in sizes]
     patch, merge = config.vision.patch_size, config.vision.merge
+    patches = cut_pictures(arrays["pixel_values"], sizes, grids, patch, merge) if sizes else None
     blocks = [rows * columns // merge**2 for rows, columns in grids]
     tokens = int((ids == config.image_token_id).sum())
     check_image_tokens(config.image_token_id, tokens, len(sizes), sum(blocks))
-    if pixels is None:
+    if patches is None:
         return VisualInputs()
-    patches = np.concatenate(
-        [
-            cut_patches(each[:, : rows * patch, : columns * patch], patch, merge)
-            for each, (rows, columns) in zip(pixels, grids, strict=True)
-        ]
-    )
     frames = np.repeat(np.arange(len(grids)), blocks)
     return VisualInputs(*pack_frames(patches, grids, frames, merge))
 
@@ -66,11 +60,22 @@ def _grid(config: Mistral3Config, height: int, width: int) -> tuple[int, int]:
     return rows, columns
 
 
-def padded_pixels(pixels: np.ndarray, sizes: list[tuple[int, int]]) -> np.ndarray:
-    """All pictures, padded to one size, in float32.
+def cut_pictures(
+    pixels: np.ndarray,
+    sizes: Sequence[tuple[int, int]],
+    grids: Sequence[tuple[int, int]],
+    patch: int,
+    merge: int,
+) -> np.ndarray:
+    """Patches of all pictures [patches, 3 * patch**2] in float32, as `cut_patches` orders them.
+
+    Args:
+        pixels: pictures, padded to one size.
+        sizes: height and width of each. grids: its rows and columns of patches.
+        patch: pixels of a patch's side. merge: patches of a block's side.
 
     Raises:
-        ValueError: they do not have the sizes, of height and width, that come with them.
+        ValueError: the pictures do not have the sizes that come with them.
     """
     pixels = check_pixels(pixels, (3, None, None), "[images, 3, height, width]")
     height, width = (max(each) for each in zip(*sizes, strict=True))
@@ -79,7 +84,11 @@ def padded_pixels(pixels: np.ndarray, sizes: list[tuple[int, int]]) -> np.ndarra
             f"pixel_values: expected {len(sizes)} pictures of at least {height} x {width} pixels, "
             f"as image_sizes has them, got shape {pixels.shape}"
         )
-    return pixels
+    patches = [
+        cut_patches(each[:, : rows * patch, : columns * patch], patch, merge)
+        for each, (rows, columns) in zip(pixels, grids, strict=True)
+    ]
+    return np.concatenate(patches)
 
 
 FAMILY = Family(
