@@ -43,6 +43,14 @@ class Processing:
         """The text that the checkpoint's own templates write for one picture: its image token."""
         return tokenizer.convert_ids_to_tokens(config.image_token_id)
 
+    def check_tokens(self, tokenizer: Any, *tokens: str) -> None:
+        """Raises ValueError where the tokenizer lacks a token that stands beside a picture's."""
+        for token in tokens:
+            if tokenizer.convert_tokens_to_ids(token) in (None, tokenizer.unk_token_id):
+                raise ValueError(
+                    f"the tokenizer has no token {token}, which prompts of this model_type need"
+                )
+
     def picture_text(self, config: Any, tokenizer: Any) -> str:
         """The text that `image_mark` becomes: the placeholder and the tokens around it."""
         return self.placeholder(config, tokenizer)

@@ -1,6 +1,7 @@
 import dataclasses
 import json
 import math
+from types import SimpleNamespace
 
 import jax.numpy as jnp
 import numpy as np
@@ -235,3 +236,13 @@ def test_prompts_place_pictures_by_the_models_own_token_too(prompt, pictures, cl
     )
     assert made.places_visuals(prompt, clips=False) == pictures
     assert made.places_visuals(prompt, clips=True) == clips
+
+
+def test_tokens_beside_a_picture_have_to_exist():
+    words: dict[str, int | None] = {"<img>": 3}
+    tokenizer = SimpleNamespace(unk_token_id=0, convert_tokens_to_ids=lambda word: words.get(word))
+    Processing().check_tokens(tokenizer, "<img>")
+    for number in (None, 0):
+        words["</img>"] = number
+        with pytest.raises(ValueError, match="the tokenizer has no token </img>, which prompts"):
+            Processing().check_tokens(tokenizer, "<img>", "</img>")

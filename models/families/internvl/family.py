@@ -130,14 +130,12 @@ class _ClipProcessing(ClipProcessing):
 class InternVLProcessing(TileProcessing):
     """Each picture cut into tiles, and once more as a whole where there are several."""
 
+    shares_pixels = True
+
     def placeholder(self, config: InternVLConfig, tokenizer: Any) -> str:
         """See `Processing.placeholder`; the tokens around a picture have to exist."""
-        for token in (_START, _END):
-            if tokenizer.convert_tokens_to_ids(token) in (None, tokenizer.unk_token_id):
-                raise ValueError(f"the tokenizer has no token {token}, which InternVL needs")
+        self.check_tokens(tokenizer, _START, _END)
         return super().placeholder(config, tokenizer)
-
-    shares_pixels = True
 
     def clips(self, config: InternVLConfig) -> ClipProcessing | None:
         """See `Processing.clips`."""

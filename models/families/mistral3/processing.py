@@ -19,18 +19,16 @@ class PixtralProcessing(Processing):
     """Each picture resized to whole blocks; its tokens in rows, each with a token behind it."""
 
     def placeholder(self, config: Mistral3Config, tokenizer: Any) -> str:
-        """As `Processing.placeholder`; the tokens that end rows have to exist."""
-        for token in (_ROW_END, _IMAGE_END):
-            if tokenizer.convert_tokens_to_ids(token) in (None, tokenizer.unk_token_id):
-                raise ValueError(f"the tokenizer has no token {token}, which Pixtral needs")
+        """See `Processing.placeholder`; the tokens that end rows have to exist."""
+        self.check_tokens(tokenizer, _ROW_END, _IMAGE_END)
         return super().placeholder(config, tokenizer)
 
     def check(self, config: Mistral3Config, image_processor: Any) -> None:
-        """As `Processing.check`: pictures of any size that fits the memory."""
+        """See `Processing.check`: pictures of any size that fits the memory."""
         check_longest_edge(image_processor)
 
     def check_picture(self, image_processor: Any, picture: Image.Image) -> None:
-        """As `Processing.check_picture`; `check` has seen to the largest area already."""
+        """See `Processing.check_picture`; `check` has seen to the largest area already."""
         size = image_processor.size
         most = (size["longest_edge"] or size["width"], size["longest_edge"] or size["height"])
         shrunk = max(side / limit for side, limit in zip(picture.size, most, strict=True))
@@ -48,7 +46,7 @@ class PixtralProcessing(Processing):
         placeholder: str,
         tokenizer: Any,
     ) -> tuple[dict[str, np.ndarray], list[str]]:
-        """As `Processing.preprocess`."""
+        """See `Processing.preprocess`."""
         # As transformers' processor: sides are multiples of a block, whatever the file says.
         side = config.block_size
         output = self.run(image_processor, pictures, patch_size=side, do_pad=True)
@@ -59,7 +57,7 @@ class PixtralProcessing(Processing):
         return output, texts
 
     def join(self, prompts: Sequence[dict[str, np.ndarray]]) -> dict[str, np.ndarray]:
-        """As `Processing.join`; pictures are padded to the largest of all prompts."""
+        """See `Processing.join`; pictures are padded to the largest of all prompts."""
         height, width = np.max([each["pixel_values"].shape[2:] for each in prompts], axis=0)
 
         def padded(pixels: np.ndarray) -> np.ndarray:
