@@ -34,9 +34,9 @@ _MODULES = {
     "qwen3_5": "models.families.qwen_vl.family",
     "qwen3_5_moe": "models.families.qwen_vl.family",
     "qwen3_vl": "models.families.qwen_vl.family",
+    "qwen3_vl_moe": "models.families.qwen_vl.family",
     "smolvlm": "models.families.idefics3.family",
     "vipllava": "models.families.vipllava.family",
-    "qwen3_vl_moe": "models.families.qwen_vl.family",
 }
 
 # Families of files that share their model_type with another family, by names of our own.

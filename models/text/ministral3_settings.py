@@ -56,7 +56,7 @@ class Ministral3Settings(TextSettings):
         return {"llama_4_scaling_beta": scale.llama_4_scaling_beta}
 
     def ropes(self, head_dim: int, where: str) -> tuple[RopeConfig, None]:
-        """As `TextSettings.ropes`."""
+        """See `TextSettings.ropes`."""
         given, where = self._rope(where)
         plain = {name: given[name] for name in _QueryScale.unread(given)}
         return rope_of(plain, self, head_dim, where), None

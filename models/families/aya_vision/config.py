@@ -79,7 +79,7 @@ class AyaVisionConfig(LlavaConfig):
 
     @classmethod
     def more(cls, hf: Any, vision: VitConfig) -> dict[str, Any]:
-        """As `LlavaConfig.more`."""
+        """See `LlavaConfig.more`."""
         inner = hf.alignment_intermediate_size
         check_projector(vision, hf.downsample_factor, inner)
         return {

@@ -35,13 +35,13 @@ class _Processing(TileProcessing):
     image_token_setting = "img_patch_token"
 
     def placeholder(self, config: AyaVisionConfig, tokenizer: Any) -> str:
-        """As `Processing.placeholder`: templates write a text that is no visual token."""
+        """See `Processing.placeholder`: templates write a text that is no visual token."""
         return self.image_mark
 
     def tiles_text(
         self, config: AyaVisionConfig, tiles: int, placeholder: str, tokenizer: Any
     ) -> str:
-        """As `TileProcessing.tiles_text`: tiles have numbers, the whole picture comes last."""
+        """See `TileProcessing.tiles_text`: tiles have numbers, the whole picture comes last."""
         run = tokenizer.convert_ids_to_tokens(config.image_token_id) * config.image_tokens
         cut = "".join(f"TILE_{number}{run}" for number in range(1, tiles))
         return f"{_START}{cut}TILE_GLOBAL{run}{_END}"

@@ -63,7 +63,7 @@ class SmolVLMClipSettings(ClipSettings):
 
     @classmethod
     def of_file(cls, content: Mapping[str, Any]) -> Mapping[str, Any]:
-        """As `ClipSettings.of_file`: older files keep some of it in `video_sampling`."""
+        """See `ClipSettings.of_file`: older files keep some of it in `video_sampling`."""
         older = content.get("video_sampling")
         if not isinstance(older, dict):
             return content
@@ -86,7 +86,7 @@ class SmolVLMClipSettings(ClipSettings):
         return side
 
     def resized(self, frames: int, height: int, width: int) -> tuple[int, int]:
-        """As `ClipSettings.resized`, before the squares."""
+        """See `ClipSettings.resized`, before the squares."""
         size = self.edges("size")
         if "longest_edge" not in size:
             return super().resized(frames, height, width)
@@ -96,7 +96,7 @@ class SmolVLMClipSettings(ClipSettings):
         return (short, longest) if width >= height else (longest, short)
 
     def sample(self, total: int, fps: float | None) -> list[int]:
-        """As `ClipSettings.sample`: `fps` in a second, at most `num_frames`, ends left out."""
+        """See `ClipSettings.sample`: `fps` in a second, at most `num_frames`, ends left out."""
         if not self.do_sample_frames:
             return list(range(total))
         if self.fps is None:
@@ -130,11 +130,11 @@ class SmolVLMClipProcessing(ClipProcessing):
     settings = SmolVLMClipSettings
 
     def placeholder(self, config: Idefics3Config, tokenizer: Any) -> str:
-        """As `ClipProcessing.placeholder`; frames have the tokens of pictures."""
+        """See `ClipProcessing.placeholder`; frames have the tokens of pictures."""
         return getattr(tokenizer, "video_token", self.mark)
 
     def check(self, config: Idefics3Config, settings: SmolVLMClipSettings) -> None:
-        """As `ClipProcessing.check`: frames are whole squares of features."""
+        """See `ClipProcessing.check`: frames are whole squares of features."""
         config.tile_tokens(settings.side)
 
     def preprocess(
@@ -145,7 +145,7 @@ class SmolVLMClipProcessing(ClipProcessing):
         placeholder: str,
         tokenizer: Any,
     ) -> tuple[dict[str, np.ndarray], list[str]]:
-        """As `ClipProcessing.preprocess`."""
+        """See `ClipProcessing.preprocess`."""
         pixels = np.concatenate([_squares(settings, clip) for clip in clips])
         around, whole = marks(tokenizer)
         run = tokenizer.convert_ids_to_tokens(config.image_token_id)

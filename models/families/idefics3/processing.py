@@ -22,15 +22,15 @@ class Idefics3Processing(Processing):
     shares_pixels = True
 
     def clips(self, config: Idefics3Config) -> ClipProcessing | None:
-        """As `Processing.clips`; Idefics3 takes pictures alone."""
+        """See `Processing.clips`; Idefics3 takes pictures alone."""
         return SmolVLMClipProcessing() if config.model_type == "smolvlm" else None
 
     def check(self, config: Idefics3Config, image_processor: Any) -> None:
-        """As `Processing.check`: tiles are whole squares of features, and not too many."""
+        """See `Processing.check`: tiles are whole squares of features, and not too many."""
         config.tile_tokens(check_tile_size(image_processor))
 
     def check_picture(self, image_processor: Any, picture: Image.Image) -> None:
-        """As `Processing.check_picture`; `check` has seen to pictures that are resized first."""
+        """See `Processing.check_picture`; `check` has seen to pictures that are resized first."""
         if image_processor.do_resize or not image_processor.do_image_splitting:
             return
         side = image_processor.max_image_size["longest_edge"]
@@ -50,7 +50,7 @@ class Idefics3Processing(Processing):
         placeholder: str,
         tokenizer: Any,
     ) -> tuple[dict[str, np.ndarray], list[str]]:
-        """As `Processing.preprocess`; tiles of all pictures one after another."""
+        """See `Processing.preprocess`; tiles of all pictures one after another."""
         output = self.run(image_processor, pictures, return_row_col_info=True, do_pad=True)
         (tiles,) = output["pixel_values"]
         around, whole = marks(tokenizer)

@@ -46,7 +46,7 @@ class LlavaNextVideoConfig(LlavaNextConfig):
 
     @classmethod
     def more(cls, hf: Any, vision: VitConfig) -> dict[str, Any]:
-        """As `LlavaConfig.more`."""
+        """See `LlavaConfig.more`."""
         if hf.spatial_pool_stride > vision.side:
             raise ValueError(
                 f"spatial_pool_stride: expected at most the {vision.side} patches of a side, "
