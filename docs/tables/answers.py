@@ -96,6 +96,11 @@ def kinds_rows() -> list[str]:
     return ablation_rows("kinds_apart.json")
 
 
+def scales_apart_rows() -> list[str]:
+    """The same for `vkq-half` with both rules of scales."""
+    return ablation_rows("scales_apart.json")
+
+
 def whole_plan_rows() -> list[str]:
     """A row for each plan of `vkq-1bit` and `vkq-2bit` that visual tokens like classes may take."""
     return ablation_rows("plans.json")
