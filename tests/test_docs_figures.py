@@ -111,7 +111,7 @@ def test_figures_in_the_text_of_the_ablation_are_those_of_its_file():
     assert apart[0]["kl_interval"][1] < apart[1]["kl_interval"][0], (
         "the page says that these differ"
     )
-    assert f"is {apart[1]['kl'] / apart[0]['kl']:.0f} times that of `vkq-half`" in page
+    assert f"pictures is {apart[1]['kl'] / apart[0]['kl']:.0f} times as large" in page
     four = read("ablation_four_planes.json")["presets"]
     bare = four["vkq-1bit, plan 3: no codebook"]["tasks"]["all"]["lost"]
     assert f"{bare:.1f} points are lost without it in `vkq-1bit`" in page
