@@ -13,6 +13,10 @@ TINY = Path(__file__).parent.parent / "tiny_checkpoint"
 """The embedded checkpoint's folder."""
 
 _HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]{0,95}/[A-Za-z0-9][\w.-]{0,95}", re.ASCII)
+_ADDRESS = re.compile(r"[A-Za-z][\w+.-]*://.*", re.ASCII)
+_HUB_ADDRESS = re.compile(
+    rf"(?:https?://huggingface\.co/|hf://)({_HUB_NAME.pattern})(?:/.*)?", re.ASCII
+)
 
 
 def check_path(path: str | os.PathLike[str]) -> str:
@@ -31,7 +35,7 @@ def find_folder(path: str | os.PathLike[str]) -> Path:
 
     Raises:
         FileNotFoundError: there is none, or settings or weights in it are a link to nowhere.
-        ValueError: no path, that of a file, or a folder that may not be read.
+        ValueError: no path, that of a file, an address, or a folder that may not be read.
     """
     folder = _named_folder(check_path(path))
     kinds = ("*.json", "*.jinja", "*.safetensors")
@@ -53,6 +57,13 @@ def _named_folder(text: str) -> Path:
         return folder
     if text != "tiny" and _HUB_NAME.fullmatch(text) and not os.path.exists(folder):
         return _cached_snapshot(text)
+    if _ADDRESS.fullmatch(text):
+        address = _HUB_ADDRESS.fullmatch(text)
+        name = address[1] if address else "OWNER/NAME"
+        raise ValueError(
+            "path: expected a folder or a model's name on the Hugging Face Hub, got the address "
+            f"{show(text)}; nothing is downloaded: after `hf download {name}` the name loads"
+        )
     if text == "tiny":
         hint = "the embedded checkpoint is not part of this copy"
     elif os.path.isfile(folder):

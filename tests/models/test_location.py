@@ -53,6 +53,22 @@ def test_a_name_that_is_not_in_the_cache_is_one_clear_error(cache, name):
 
 
 @pytest.mark.parametrize(
+    ("address", "name"),
+    [
+        ("https://huggingface.co/someone/tiny-llava_1.5", NAME),
+        ("https://huggingface.co/someone/tiny-llava_1.5/tree/main", NAME),
+        ("hf://someone/tiny-llava_1.5", NAME),
+        ("s3://bucket/models/tiny", "OWNER/NAME"),
+        ("https://huggingface.co/" + "a" * 5000, "OWNER/NAME"),
+    ],
+)
+def test_an_address_is_no_folder_and_no_name(address, name):
+    with pytest.raises(ValueError, match=f"got the address .*`hf download {name}`") as error:
+        models.load(address)
+    assert len(str(error.value)) < 400
+
+
+@pytest.mark.parametrize(
     "name",
     [
         "tokenizer_config.json",
