@@ -104,6 +104,13 @@ def test_figures_in_the_text_of_the_ablation_are_those_of_its_file():
     gains = [less(plan, "no gains") for plan in (one, two)]
     assert f"gains divide the KL by {gains[0]} and {gains[1]}" in page
     assert f"the weights of tokens by {less(two, 'tokens not weighted')}" in page
+    kinds = read("kinds_apart_four_planes.json")["presets"]["vkq-1bit, plan 3"]["tasks"]["all"]
+    first = read("kinds_apart.json")["presets"]["vkq-1bit, plan 0"]["tasks"]["all"]["kl"]
+    assert f"it loses {kinds['lost']:.1f} points, at {kinds['kl'] / first:.0f} times the KL" in page
+    own = read("answers.json")["presets"]["vkq-1bit"]["tasks"]["all"]["lost"]
+    limits = " ".join((DOCS / "limits.md").read_text().split())
+    assert f"loses {kinds['lost']:.1f} points with `vkq-1bit`" in limits
+    assert f"of its own tables, {own:.1f} on those that they have seen" in limits
     apart = [
         read("scales_apart.json")["presets"][name]["tasks"]["all"]
         for name in (half, f"{half}: scales of least squared error")

@@ -93,7 +93,8 @@ def four_plane_ablation_rows() -> list[str]:
 
 def kinds_rows() -> list[str]:
     """A row for each plan, fitted to other kinds of pictures than those asked about."""
-    return ablation_rows("kinds_apart.json")
+    _, _, *four_planes = ablation_rows("kinds_apart_four_planes.json")
+    return [*ablation_rows("kinds_apart.json"), *four_planes]
 
 
 def scales_apart_rows() -> list[str]:
