@@ -112,7 +112,7 @@ def test_a_traced_picture_is_refused(model):
         ({"prompts": QUESTION, "images": PICTURE[:, :, :2]}, r"got uint8 \(50, 60, 2\)"),
         (
             {"prompts": QUESTION, "images": [3]},
-            "or an array, got 3",
+            "or an array of NumPy or JAX, got 3",
         ),
     ],
 )
