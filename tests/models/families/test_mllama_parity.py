@@ -40,6 +40,7 @@ def torch_model(*, vision=None, **text):
             "num_key_value_heads": 2,
             "cross_attention_layers": [1, 4],
             "pad_token_id": 0,
+            "eos_token_id": 2,
             **text,
         },
         image_token_index=IMAGE,
