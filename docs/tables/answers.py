@@ -65,15 +65,16 @@ def _without_kinds(lines: list[str]) -> list[str]:
     return ["|".join([*line.split("|")[:8], ""]) for line in lines]
 
 
-def ablation_rows(name: str = "ablation.json", *, digits: int = 4) -> list[str]:
+def ablation_rows(*files: str, digits: int = 4) -> list[str]:
     """A row for each plan and for each part of it that was left out: bits, lost, KL.
 
     Args:
-        name: of the results file.
+        files: results files, `ablation.json` by default.
         digits: of the KL, behind the point.
     """
     lines = ["| codes | bits | points lost | KL |", "|---|---|---|---|"]
-    for label, row in read(name)["presets"].items():
+    rows = [row for file in files or ("ablation.json",) for row in read(file)["presets"].items()]
+    for label, row in rows:
         if label == "none":
             continue
         whole = row["tasks"]["all"]
@@ -87,18 +88,17 @@ def ablation_rows(name: str = "ablation.json", *, digits: int = 4) -> list[str]:
 
 
 def four_plane_ablation_rows() -> list[str]:
-    """The same for the plans with a class of four planes."""
+    """A row for each plan with a class of four planes, and for each part that was left out."""
     return ablation_rows("ablation_four_planes.json", digits=5)
 
 
 def kinds_rows() -> list[str]:
     """A row for each plan, fitted to other kinds of pictures than those asked about."""
-    _, _, *four_planes = ablation_rows("kinds_apart_four_planes.json")
-    return [*ablation_rows("kinds_apart.json"), *four_planes]
+    return ablation_rows("kinds_apart.json", "kinds_apart_four_planes.json")
 
 
 def scales_apart_rows() -> list[str]:
-    """The same for `vkq-half` with both rules of scales."""
+    """A row for `vkq-half` with each rule of scales, fitted to other kinds of pictures."""
     return ablation_rows("scales_apart.json")
 
 

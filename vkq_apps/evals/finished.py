@@ -37,7 +37,7 @@ def read_results(path: Path) -> dict[str, Any]:
     return record
 
 
-# What a run goes on from: checked before it asks for hours.
+# A resumed run needs these fields; they are checked before it asks for hours.
 _NEEDED = {
     "marks": dict,
     "presets": dict,

@@ -6,6 +6,8 @@ import stat
 import time
 from pathlib import Path
 
+from vkq_jax.files.regular_file import open_at_once
+
 __all__ = ["read_text", "with_home"]
 
 _WAIT = 5.0  # seconds for somebody to write to a pipe
@@ -20,7 +22,7 @@ def read_text(path: Path) -> str:
             pipe to which nobody writes.
     """
     try:
-        with open(path, "rb", buffering=0, opener=_open_at_once) as file:
+        with open(path, "rb", buffering=0, opener=open_at_once) as file:
             mode = os.fstat(file.fileno()).st_mode
             if stat.S_ISCHR(mode) or stat.S_ISBLK(mode):
                 raise ValueError(f"{path}: expected a text file, got a device")
@@ -36,11 +38,6 @@ def read_text(path: Path) -> str:
 def with_home(name: str) -> Path:
     """The path of a name whose `~` no shell has replaced; that of an unknown user stays."""
     return Path(os.path.expanduser(name))  # pathlib's raises where there is no such user
-
-
-def _open_at_once(path: str, flags: int) -> int:
-    """Opens a pipe, too, without waiting for a writer."""
-    return os.open(path, flags | getattr(os, "O_NONBLOCK", 0))
 
 
 def _read_pipe(path: Path, pipe: io.FileIO) -> bytes:

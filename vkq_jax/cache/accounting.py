@@ -6,12 +6,13 @@ from vkq_jax.cache.any_cache import check_cache_type
 from vkq_jax.cache.kv_cache import KVCache
 from vkq_jax.cache.layered import AnyCache, LayeredCache
 from vkq_jax.cache.split_tensor import SplitTensor
+from vkq_jax.cache.text_bank import TextBank
 from vkq_jax.codes.dense import DenseTensor
 from vkq_jax.codes.quantized import QuantizedTensor
 from vkq_jax.display import table
 from vkq_jax.pytree import nbytes
 
-__all__ = ["CacheBytes", "cache_nbytes", "tensor_nbytes"]
+__all__ = ["CacheBytes", "cache_nbytes", "tensor_nbytes", "text_nbytes"]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -88,10 +89,15 @@ def _part_nbytes(cache: KVCache) -> CacheBytes:
     return CacheBytes(
         visual_codes=codes,
         visual_tables=sum(map(tensor_nbytes, tensors)) + nbytes((indices, orders)) - codes,
-        text=nbytes((text.key, text.value, text.key_scale, text.value_scale, text.index)),
+        text=text_nbytes(text),
         visual_full_precision=nbytes(indices)
         + sum(tensor.num_elements() for tensor in tensors) * itemsize,
     )
+
+
+def text_nbytes(text: TextBank) -> int:
+    """Bytes of a text bank, of all layers or of one, without its counter per sequence."""
+    return nbytes((text.key, text.value, text.key_scale, text.value_scale, text.index))
 
 
 def tensor_nbytes(tensor: QuantizedTensor) -> int:

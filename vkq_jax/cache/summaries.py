@@ -8,7 +8,7 @@ import numpy as np
 from jax.core import Tracer
 
 from vkq_jax.byte_units import human_bytes
-from vkq_jax.cache.accounting import CacheBytes, cache_nbytes
+from vkq_jax.cache.accounting import CacheBytes, cache_nbytes, text_nbytes
 from vkq_jax.cache.kv_cache import KVCache, LayerCache
 from vkq_jax.cache.layered import LayeredCache
 from vkq_jax.cache.visual_bank import VisualBank
@@ -108,7 +108,7 @@ def _banks(cache: KVCache | LayerCache, shape: tuple[int, ...]) -> dict[str, str
         rows[name] = _bank(bank, shape)
     text = cache.text
     stored = text.dtype if text.bits is None else f"{text.bits} bits"
-    size = human_bytes(nbytes((text.key, text.value, text.key_scale, text.value_scale, text.index)))
+    size = human_bytes(text_nbytes(text))
     room = f"room for {capacity} a sequence in {stored}, {size}"
     return rows | {"text": f"{_lengths(text.length)}{room}"}
 

@@ -8,7 +8,7 @@ from typing import Any, BinaryIO
 
 from safetensors import SafetensorError, safe_open
 
-__all__ = ["open_regular", "open_safetensors"]
+__all__ = ["open_at_once", "open_regular", "open_safetensors"]
 
 
 def open_regular(path: str | os.PathLike[str]) -> BinaryIO:
@@ -23,8 +23,13 @@ def open_regular(path: str | os.PathLike[str]) -> BinaryIO:
     return open(path, "rb", opener=_open_file)
 
 
+def open_at_once(path: str, flags: int) -> int:
+    """An opener for `open` that waits for no writer of a pipe; returns the descriptor."""
+    return os.open(path, flags | getattr(os, "O_NONBLOCK", 0))
+
+
 def _open_file(path: str, flags: int) -> int:
-    descriptor = os.open(path, flags | getattr(os, "O_NONBLOCK", 0))
+    descriptor = open_at_once(path, flags)
     if not stat.S_ISREG(os.fstat(descriptor).st_mode):
         os.close(descriptor)
         raise ValueError("expected a file, got a folder, a pipe, a device or the like")
